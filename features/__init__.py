@@ -1,0 +1,1 @@
+"""Point-in-time features as pure functions over polars frames."""

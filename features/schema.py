@@ -1,0 +1,197 @@
+"""The contract of an interaction: typed columns from a raw frame, and a reason for each row that breaks it.
+
+A raw frame holds the mapped source columns under the contract's names, as text or as the types that Parquet
+kept, and `file` and `row` (1-based) of each row's origin.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+EARLIEST_YEAR = 1990
+LATEST_YEAR = 2100
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+TIMESTAMP = pl.Datetime("us", "UTC")
+ORIGIN = ("file", "row")
+TRUE = ("1", "true", "t", "yes", "1.0")
+FALSE = ("0", "false", "f", "no", "0.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a raw frame must hold: text labels become booleans, or numbers where they are named so."""
+
+    click: str
+    conversion: str
+    numeric_labels: tuple[str, ...]
+    context: tuple[str, ...]
+    hour: bool
+    time_unit: str
+    time_zone: str
+
+    def label_columns(self) -> list[str]:
+        """Return the source columns that the two label expressions read.
+
+        Raises:
+            ValueError: an expression is no SQL expression.
+        """
+        names = [
+            *parse_expression(self.click).meta.root_names(),
+            *parse_expression(self.conversion).meta.root_names(),
+        ]
+        return sorted(set(names))
+
+
+def parse_expression(text: str) -> pl.Expr:
+    """Parse a label expression such as `long_view AND is_click`.
+
+    Raises:
+        ValueError: it is no SQL expression.
+    """
+    try:
+        return pl.sql_expr(text)
+    except (pl.exceptions.SQLInterfaceError, pl.exceptions.SQLSyntaxError) as error:
+        raise ValueError(f"labels expression {text!r} is not valid: {error}; write it like long_view AND is_click") from None
+
+
+def boolean(column: pl.Expr) -> pl.Expr:
+    """Read 0/1, true/false, yes/no as booleans; anything else is null."""
+    text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    return pl.when(text.is_in(TRUE)).then(statement=True).when(text.is_in(FALSE)).then(statement=False)
+
+
+def timestamp(column: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
+    """Read a time as UTC: native timestamps, integers in the unit, or ISO 8601 text; anything else is null."""
+    if isinstance(dtype, pl.Datetime):
+        zoned = column if dtype.time_zone else column.dt.replace_time_zone("UTC")
+        return zoned.cast(TIMESTAMP, strict=False)
+    if dtype.is_integer() or dtype.is_float():
+        return _from_number(column.cast(pl.Float64), unit)
+    if dtype == pl.Date:
+        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    text = column.cast(pl.String).str.strip_chars()
+    return pl.coalesce(
+        text.cast(pl.Int64, strict=False).mul(MICROSECONDS[unit]).cast(TIMESTAMP, strict=False),
+        text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False),
+        text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False),
+        text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False),
+        text.str.to_datetime("%Y-%m-%d", time_unit="us", time_zone="UTC", strict=False),
+    )
+
+
+def _from_number(number: pl.Expr, unit: str) -> pl.Expr:
+    micros = (number * MICROSECONDS[unit]).round()
+    whole = pl.when(number.is_finite()).then(micros)
+    return whole.cast(pl.Int64, strict=False).cast(TIMESTAMP, strict=False)
+
+
+def parse_interactions(raw: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split raw rows into typed interactions and rejected rows.
+
+    Returns:
+        Interactions (impression_id, user_id, item_id, event_time, received_time, date, click, conversion,
+        click_known_at, conversion_known_at, context columns, file, row), and the rejected raw rows with a
+        `reason`. Every raw row is in exactly one of them.
+    """
+    typed = pl.concat([_identified(raw, contract), _labels(raw, contract)], how="horizontal")
+    typed = typed.with_columns(_reason(typed, contract).alias("reason"))
+    reasons = typed.get_column("reason")
+    rejected = raw.with_columns(reasons).filter(reasons.is_not_null())
+    return _interactions(typed.filter(pl.col("reason").is_null()), contract), rejected
+
+
+def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    def time(name: str) -> pl.Expr:
+        if name not in raw.columns:
+            return pl.lit(None, dtype=TIMESTAMP).alias(name)
+        return timestamp(pl.col(name), raw.schema[name], contract.time_unit).alias(name)
+
+    def text(name: str) -> pl.Expr:
+        stripped = pl.col(name).cast(pl.String).str.strip_chars()
+        return pl.when(stripped != "").then(stripped).alias(name)
+
+    given = [text("impression_id")] if "impression_id" in raw.columns else []
+    times = [time(name) for name in ("event_time", "received_time", "click_known_at", "conversion_known_at")]
+    unread = [
+        (raw.get_column(name).is_not_null() & raw.select(time(name)).to_series().is_null()).alias(f"{name}:unread")
+        for name in ("received_time", "click_known_at", "conversion_known_at")
+        if name in raw.columns
+    ]
+    context = [text(name) for name in contract.context]
+    return raw.select(*ORIGIN, *given, text("user_id"), text("item_id"), *times, *context, *unread)
+
+
+def _labels(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    columns = contract.label_columns()
+    values = raw.select(
+        pl.col(name).cast(pl.Float64, strict=False) if name in contract.numeric_labels else boolean(pl.col(name)).alias(name)
+        for name in columns
+    )
+    unread = pl.concat_str(
+        [pl.when(values[name].is_null()).then(pl.lit(name)) for name in columns], separator=", ", ignore_nulls=True
+    )
+    return values.select(
+        parse_expression(contract.click).cast(pl.Boolean).alias("click"),
+        parse_expression(contract.conversion).cast(pl.Boolean).alias("conversion"),
+        unread.alias("labels:unread"),
+    )
+
+
+def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
+    """Return the first broken rule of each row, null where none is broken."""
+    unread = [name for name in typed.columns if name.endswith(":unread") and name != "labels:unread"]
+    time = pl.col("event_time")
+    rule = pl.when(pl.col("user_id").is_null()).then(pl.lit("user_id is empty"))
+    rule = rule.when(pl.col("item_id").is_null()).then(pl.lit("item_id is empty"))
+    rule = rule.when(time.is_null()).then(pl.lit("event_time is empty or no time"))
+    outside = (time.dt.year() < EARLIEST_YEAR) | (time.dt.year() > LATEST_YEAR)
+    hint = f"event_time is outside {EARLIEST_YEAR} to {LATEST_YEAR}: is source.time_unit = '{contract.time_unit}' right?"
+    rule = rule.when(outside).then(pl.lit(hint))
+    if "impression_id" in typed.columns:
+        rule = rule.when(pl.col("impression_id").is_null()).then(pl.lit("impression_id is empty"))
+    for name in unread:
+        rule = rule.when(pl.col(name)).then(pl.lit(f"{name.removesuffix(':unread')} is no time"))
+    readable = pl.col("click").is_not_null() & pl.col("conversion").is_not_null()
+    rule = rule.when(~readable).then(pl.concat_str(pl.lit("label is neither true nor false: "), pl.col("labels:unread")))
+    rule = rule.when(pl.col("received_time") < time).then(pl.lit("received_time is before event_time"))
+    return rule.when(pl.col("conversion") & ~pl.col("click")).then(pl.lit("conversion without a click"))
+
+
+def _interactions(typed: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    received = pl.coalesce("received_time", "event_time")
+    click_known = pl.max_horizontal(pl.coalesce("click_known_at", received), received)
+    conversion_known = pl.max_horizontal(pl.coalesce("conversion_known_at", received), click_known)
+    local = pl.col("event_time").dt.convert_time_zone(contract.time_zone)
+    made_id = pl.concat_str("user_id", "item_id", pl.col("event_time").dt.epoch("us"), separator="|")
+    hour = [local.dt.hour().cast(pl.String).alias("hour")] if contract.hour else []
+    return typed.select(
+        (pl.col("impression_id") if "impression_id" in typed.columns else made_id).alias("impression_id"),
+        "user_id",
+        "item_id",
+        "event_time",
+        received.alias("received_time"),
+        local.dt.date().alias("date"),
+        "click",
+        "conversion",
+        pl.when(pl.col("click")).then(click_known).alias("click_known_at"),
+        pl.when(pl.col("conversion")).then(conversion_known).alias("conversion_known_at"),
+        *contract.context,
+        *hour,
+        *ORIGIN,
+    )
+
+
+def deduplicate(day: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
+    """Keep one row an impression of one day, in the order of time, user and item.
+
+    Returns:
+        The kept rows; the number of exact duplicates; and the rows that repeat an impression with other
+        values, of which the first (by file and row) is kept.
+    """
+    values = [name for name in day.columns if name not in ORIGIN]
+    ordered = day.sort(*ORIGIN)
+    distinct = ordered.unique(values, keep="first", maintain_order=True)
+    kept = distinct.unique(["impression_id"], keep="first", maintain_order=True)
+    repeats = distinct.join(kept.select(ORIGIN), on=ORIGIN, how="anti")
+    kept = kept.sort("event_time", "user_id", "item_id", "impression_id")
+    return kept, day.height - distinct.height, repeats

@@ -1,0 +1,88 @@
+"""The encoded columns of a batch, and the layer that turns chosen ones into vectors.
+
+Shapes: B batch, F columns of one kind, L sequence length, C chosen columns, D width.
+"""
+
+import builtins
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from models.embedding import FusedEmbedding
+from models.numeric import PiecewiseLinear
+
+
+@dataclass(frozen=True)
+class Features:
+    """Encoded columns of B rows, in the order that the model's spec names them."""
+
+    ids_BF: Tensor
+    """Single-valued categorical columns, int64."""
+    positions_BF: Tensor
+    """Numeric columns as coordinates on their quantile knots, float32."""
+    pooled: dict[str, Tensor] = field(default_factory=dict)
+    """Multi-valued columns by name, each (B, L) int64 padded with 0."""
+
+    def __len__(self) -> int:
+        return len(self.ids_BF)
+
+    def slice(self, rows: builtins.slice | Tensor) -> "Features":
+        """Selects rows by a slice (without copying) or by an int64 tensor of row numbers."""
+        pooled = {name: ids_BL[rows] for name, ids_BL in self.pooled.items()}
+        return Features(self.ids_BF[rows], self.positions_BF[rows], pooled)
+
+    def to(self, device: torch.device) -> "Features":
+        """Moves all columns to a device."""
+        pooled = {name: ids_BL.to(device) for name, ids_BL in self.pooled.items()}
+        return Features(self.ids_BF.to(device), self.positions_BF.to(device), pooled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns a layer reads, and the field of the embedding table of each."""
+
+    single: Mapping[int, int]
+    """Column of `ids_BF` to field."""
+    numeric: Sequence[int]
+    """Columns of `positions_BF`."""
+    pooled: Mapping[str, int]
+    """Name of a multi-valued column to field."""
+
+    @property
+    def count(self) -> int:
+        """Number of chosen columns C."""
+        return len(self.single) + len(self.numeric) + len(self.pooled)
+
+
+class InputLayer(nn.Module):
+    """Concatenates the embeddings of chosen columns: single-valued, then pooled, then numeric.
+
+    The embedding table belongs to the caller, since layers share it.
+    """
+
+    columns_F: Tensor
+    fields_F: Tensor
+    numeric_F: Tensor
+
+    def __init__(self, columns: Columns, *, bins: int, embedding_width: int, numeric_width: int) -> None:
+        super().__init__()
+        self.pooled = dict(columns.pooled)
+        self.register_buffer("columns_F", _indices(columns.single.keys()), persistent=False)
+        self.register_buffer("fields_F", _indices(columns.single.values()), persistent=False)
+        self.register_buffer("numeric_F", _indices(columns.numeric), persistent=False)
+        self.numeric = PiecewiseLinear(features=len(columns.numeric), bins=bins, width=numeric_width)
+        embeddings = len(columns.single) + len(columns.pooled)
+        self.width = embeddings * embedding_width + len(columns.numeric) * numeric_width
+
+    def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
+        """Returns the concatenation (B, width) float32."""
+        single_BFD = table(features.ids_BF.index_select(1, self.columns_F), fields=self.fields_F)
+        pooled = [table.pool(features.pooled[name], field=field) for name, field in self.pooled.items()]
+        numeric_BFD = self.numeric(features.positions_BF.index_select(1, self.numeric_F))
+        return torch.cat([single_BFD.flatten(1), *pooled, numeric_BFD.flatten(1)], dim=1)
+
+
+def _indices(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int64)

@@ -1,0 +1,232 @@
+"""The ranker: from encoded columns to the logits of click and of conversion given a click.
+
+Shapes: B batch, N rows, T task (0 click, 1 conversion given a click), C columns, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.embedding import FusedEmbedding
+from models.entire_space import entire_space_probabilities
+from models.experts import BODIES, PLE, BodySize, MMoE
+from models.inputs import Columns, Features, InputLayer, check_fields
+from models.serialization import load_module, save_module
+from models.towers import TaskTowers
+
+__all__ = ["Features", "Ranker", "RankerSpec", "load_ranker", "predict", "save_ranker"]
+
+TASKS = 2
+CONTEXT_HIDDEN_WIDTH = 32
+LINEAR = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerSpec:
+    """All that determines a ranker's architecture and its initial weights."""
+
+    body: str
+    """linear, single_task, shared_bottom, mmoe or ple."""
+    categorical_cardinalities: dict[str, int]
+    """Number of ids of each field of the embedding table."""
+    numeric: list[str]
+    """Numeric columns, in order."""
+    bins: int
+    """Quantile bins of a numeric column."""
+    pooled: dict[str, str]
+    """Multi-valued columns, each with the field whose embeddings it averages."""
+    single: list[str]
+    """Single-valued categorical columns, in order; each is a field of the same name."""
+    context: list[str]
+    """The columns of `single` that enter only the context bias."""
+    context_numeric: list[str]
+    """The columns of `numeric` that enter only the context bias."""
+    embedding_width: int = 16
+    numeric_width: int = 8
+    experts: int = 4
+    """Experts that all tasks share (mmoe, ple)."""
+    task_experts: int = 2
+    """Experts of each task alone (ple)."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of an expert's layers."""
+    tower: tuple[int, ...] = (32,)
+    """Widths of a task tower's hidden layers."""
+    levels: int = 2
+    """Extraction levels (ple)."""
+    dropout: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+class ContextBias(nn.Module):
+    """Scores the context columns alone (position, surface, hour)."""
+
+    def __init__(self, spec: RankerSpec) -> None:
+        super().__init__()
+        self.inputs = _input_layer(
+            spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={})
+        )
+        self.hidden = nn.Linear(self.inputs.width, CONTEXT_HIDDEN_WIDTH)
+        self.output = nn.Linear(CONTEXT_HIDDEN_WIDTH, TASKS)
+
+    def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
+        """Returns logits (B, T)."""
+        logits_BT: Tensor = self.output(torch.relu(self.hidden(self.inputs(features, table))))
+        return logits_BT
+
+
+class DeepScorer(nn.Module):
+    """Scores by a body and task towers, and adds a bias from the context.
+
+    The trunk does not see the context, so a change of context moves the logits of all candidates alike.
+    """
+
+    def __init__(self, spec: RankerSpec) -> None:
+        super().__init__()
+        trunk = _columns(
+            spec,
+            single=[name for name in spec.single if name not in spec.context],
+            numeric=[name for name in spec.numeric if name not in spec.context_numeric],
+            pooled=spec.pooled,
+        )
+        self.table = FusedEmbedding(
+            cardinalities=list(spec.categorical_cardinalities.values()), width=spec.embedding_width
+        )
+        self.inputs = _input_layer(spec, trunk)
+        self.body = BODIES[spec.body](_body_size(spec, input_width=self.inputs.width))
+        self.towers = TaskTowers(tasks=TASKS, input_width=spec.hidden[-1], hidden=spec.tower)
+        self.context = ContextBias(spec) if spec.context or spec.context_numeric else None
+
+    def forward(self, features: Features) -> Tensor:
+        """Returns logits (B, T)."""
+        logits_BT: Tensor = self.towers(self.body(self.inputs(features, self.table)))
+        return logits_BT if self.context is None else logits_BT + self.context(features, self.table)
+
+    def gates(self, features: Features) -> list[Tensor]:
+        """Returns the body's expert weights level by level; none for a body without gates."""
+        return self.body.gates(self.inputs(features, self.table)) if isinstance(self.body, MMoE | PLE) else []
+
+
+class LinearScorer(nn.Module):
+    """Scores by logistic regression, one weight a task for each id and each knot: the baseline without interactions."""
+
+    def __init__(self, spec: RankerSpec) -> None:
+        super().__init__()
+        columns = _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
+        self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=TASKS)
+        self.inputs = InputLayer(columns, bins=spec.bins, embedding_width=TASKS, numeric_width=TASKS)
+        self.bias_T = nn.Parameter(torch.zeros(TASKS))
+
+    def forward(self, features: Features) -> Tensor:
+        """Returns logits (B, T)."""
+        weights_BCT: Tensor = self.inputs(features, self.table).unflatten(1, (-1, TASKS))
+        return weights_BCT.sum(1) + self.bias_T
+
+    def gates(self, features: Features) -> list[Tensor]:
+        """Returns none: a linear model has no experts."""
+        del features
+        return []
+
+
+class Ranker(nn.Module):
+    """Predicts the logits of click and of conversion given a click.
+
+    Equal specs give equal weights; the global random state is left alone.
+    """
+
+    def __init__(self, spec: RankerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(spec.seed)
+            self.scorer = LinearScorer(spec) if spec.body == LINEAR else DeepScorer(spec)
+
+    def forward(self, features: Features) -> Tensor:
+        """Returns logits (B, T) float32; the context is part of them."""
+        logits_BT: Tensor = self.scorer(features)
+        return logits_BT
+
+    def gates(self, features: Features) -> list[Tensor]:
+        """Returns the weights of the experts (B, N, E) level by level, N gates; none for a body without gates."""
+        return self.scorer.gates(features)
+
+
+def predict(ranker: Ranker, features: Features, batch_size: int) -> NDArray[np.float32]:
+    """Returns p_click, p_conversion and p_click_and_conversion of N rows: (N, 3) float32, (0, 3) for no rows.
+
+    Runs in evaluation mode on the ranker's device, and leaves the ranker's mode as it was.
+    """
+    device, was_training = next(ranker.parameters()).device, ranker.training
+    probabilities_N3 = np.empty((len(features), TASKS + 1), dtype=np.float32)
+    ranker.eval()
+    with torch.inference_mode():
+        for start in range(0, len(features), batch_size):
+            rows = slice(start, start + batch_size)
+            logits_BT = ranker(features.slice(rows).to(device))
+            probabilities_N3[rows] = entire_space_probabilities(logits_BT).cpu().numpy()
+    ranker.train(was_training)
+    return probabilities_N3
+
+
+def save_ranker(ranker: Ranker, folder: Path) -> None:
+    """Writes the ranker's weights (safetensors) and spec (JSON) into a folder."""
+    save_module(ranker, ranker.spec, folder)
+
+
+def load_ranker(folder: Path) -> Ranker:
+    """Reads a saved ranker onto the CPU; ValueError when a file is missing, damaged or of another model."""
+    return load_module(folder, RankerSpec, Ranker)
+
+
+def _check(spec: RankerSpec) -> None:
+    if spec.body not in {LINEAR, *BODIES}:
+        raise ValueError(f"body is {spec.body!r}, expected one of {[LINEAR, *BODIES]}")
+    check_fields([*spec.single, *spec.pooled.values()], spec.categorical_cardinalities)
+    for name, chosen, among in (
+        ("context", spec.context, spec.single),
+        ("context_numeric", spec.context_numeric, spec.numeric),
+    ):
+        if strangers := sorted(set(chosen) - set(among)):
+            raise ValueError(f"{name} names {strangers}, which are no inputs: expected names among {among}")
+    if len(spec.single) + len(spec.numeric) + len(spec.pooled) == len(spec.context) + len(
+        spec.context_numeric
+    ):
+        raise ValueError("every input is a context column, nothing is left to rank by: add other columns")
+    if not spec.hidden:
+        raise ValueError("hidden is empty, expected the width of at least one layer, such as (128, 64)")
+
+
+def _columns(
+    spec: RankerSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]
+) -> Columns:
+    field_of = {name: field for field, name in enumerate(spec.categorical_cardinalities)}
+    return Columns(
+        single={spec.single.index(name): field_of[name] for name in single},
+        numeric=[spec.numeric.index(name) for name in numeric],
+        pooled={name: field_of[field_name] for name, field_name in pooled.items()},
+    )
+
+
+def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
+    return InputLayer(
+        columns, bins=spec.bins, embedding_width=spec.embedding_width, numeric_width=spec.numeric_width
+    )
+
+
+def _body_size(spec: RankerSpec, *, input_width: int) -> BodySize:
+    return BodySize(
+        input_width=input_width,
+        tasks=TASKS,
+        hidden=spec.hidden,
+        experts=spec.experts,
+        task_experts=spec.task_experts,
+        levels=spec.levels,
+        dropout=spec.dropout,
+    )

@@ -1,0 +1,1 @@
+"""The stages of the batch recommender, its command line and its tables."""

@@ -1,0 +1,127 @@
+"""From encoded frames to the tensors that models read, and from a configuration to the models' specs."""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from features.encoding import Encoder
+from features.plan import FeaturePlan
+from models.inputs import Features
+from models.ranker import RankerSpec
+from models.retriever import RetrieverSpec
+from pipeline import tables
+from pipeline.config import Config
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A day's examples: features, labels and who and what they are about."""
+
+    features: Features
+    clicks: torch.Tensor
+    conversions: torch.Tensor
+    frame: pl.DataFrame
+
+
+def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, seed: int) -> RankerSpec:
+    """Return the spec of a ranker over all features; context enters as a bias only."""
+    return RankerSpec(
+        body=body,
+        categorical_cardinalities=encoder.cardinalities(),
+        numeric=plan.numeric(),
+        bins=encoder.bins,
+        pooled={name: field for name, (field, _) in encoder.lists.items()},
+        single=plan.categorical(),
+        context=list(plan.context),
+        context_numeric=plan.context_numeric(),
+        embedding_width=config.model.embedding_width,
+        numeric_width=config.model.numeric_width,
+        experts=config.model.experts,
+        task_experts=config.model.task_experts,
+        hidden=tuple(config.model.hidden),
+        tower=tuple(config.model.tower),
+        levels=config.model.levels,
+        dropout=config.model.dropout,
+        seed=seed,
+    )
+
+
+def retriever_spec(config: Config, plan: FeaturePlan, encoder: Encoder, seed: int) -> RetrieverSpec:
+    """Return the spec of the two towers: features of the user alone and of the item alone."""
+    users, items = plan.user_columns(), plan.item_columns()
+    return RetrieverSpec(
+        categorical_cardinalities=encoder.cardinalities(),
+        user_single=[name for name in plan.categorical() if name in {"user_id", *users}],
+        item_single=[name for name in plan.categorical() if name in {"item_id", *items}],
+        user_numeric=[name for name in plan.numeric() if name in users],
+        item_numeric=[name for name in plan.numeric() if name in items],
+        user_pooled={name: field for name, (field, _) in encoder.lists.items() if name in users},
+        item_pooled={name: field for name, (field, _) in encoder.lists.items() if name in items},
+        bins=encoder.bins,
+        embedding_width=config.retriever.embedding_width,
+        numeric_width=config.retriever.numeric_width,
+        hidden=tuple(config.retriever.hidden),
+        space_width=config.retriever.space_width,
+        temperature=config.retriever.temperature,
+        seed=seed,
+    )
+
+
+def tensors(frame: pl.DataFrame, *, single: list[str], numeric: list[str], pooled: list[str]) -> Features:
+    """Turn encoded columns into a model's features: ids (N, F) int64, positions (N, F) float32, pooled (N, L) int64."""
+    ids = [frame[f"{name}_code"].to_numpy() for name in single]
+    positions = [frame[f"{name}_position"].to_numpy() for name in numeric]
+    rows = frame.height
+    return Features(
+        torch.from_numpy(np.stack(ids, axis=1).astype(np.int64) if ids else np.zeros((rows, 0), np.int64)),
+        torch.from_numpy(np.stack(positions, axis=1) if positions else np.zeros((rows, 0), np.float32)),
+        {name: torch.from_numpy(lists(frame[f"{name}_code"])) for name in pooled},
+    )
+
+
+def lists(column: pl.Series) -> NDArray[np.int64]:
+    """Turn lists of one length into a matrix (N, L) int64."""
+    width = int(column.list.len().max() or 0)  # type: ignore[arg-type]
+    return column.explode().to_numpy().astype(np.int64).reshape(len(column), width)
+
+
+def read_examples(table: Path, day: dt.date, spec: RankerSpec, known_before: dt.datetime | None) -> Examples:
+    """Read a day of tables/examples.
+
+    Args:
+        table: the table.
+        day: the day.
+        spec: names the feature columns.
+        known_before: a label counts only where it was known before; None takes labels as they are today.
+    """
+    return examples_from(tables.scan(table).filter(pl.col("date") == day).collect(), spec, known_before)
+
+
+def examples_from(frame: pl.DataFrame, spec: RankerSpec, known_before: dt.datetime | None) -> Examples:
+    """Turn an encoded frame with labels into examples; see `read_examples`."""
+    ordered = frame.sort("event_time", "user_id", "item_id", "impression_id")
+    if known_before is not None:
+        ordered = ordered.with_columns(
+            (pl.col(label) & (pl.col(f"{label}_known_at") < known_before)).fill_null(value=False).alias(label)
+            for label in ("click", "conversion")
+        )
+    return Examples(
+        tensors(ordered, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled)),
+        torch.from_numpy(ordered["click"].to_numpy().astype(np.float32)),
+        torch.from_numpy(ordered["conversion"].to_numpy().astype(np.float32)),
+        ordered.select("impression_id", "user_id", "item_id", "event_time", "date", "click", "conversion"),
+    )
+
+
+def device_of(choice: str) -> torch.device:
+    """Return the device that 'auto', 'cpu' or 'cuda' means here."""
+    if choice == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ValueError("training.device = 'cuda' but no GPU is visible: set it to 'auto' or 'cpu'")
+    return torch.device(choice)

@@ -1,0 +1,69 @@
+"""Where a workspace keeps its tables and runs, and how a run's folder is replaced as a whole."""
+
+import datetime as dt
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with tables/, runs/ and, by default, mlflow.db."""
+
+    root: Path
+
+    def table(self, name: str) -> Path:
+        """Return the folder of a table."""
+        return self.root / "tables" / name
+
+    def run(self, run_id: str) -> Path:
+        """Return the folder of a run."""
+        return self.root / "runs" / run_id
+
+
+def run_id(test_last: dt.date, config_digest: str) -> str:
+    """Name a run by its last test day and its configuration, so that a rerun has the same name."""
+    return f"{test_last}-{config_digest}"
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write in, and put it in place of `folder` only where the block ends well."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON that is either there as a whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read what a stage wrote.
+
+    Raises:
+        ValueError: the file is not there; the message names the stage that makes it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: run `counterpoise {made_by}` first with the same options") from None
