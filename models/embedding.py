@@ -3,6 +3,8 @@
 Shapes: B batch, F fields, L sequence length, D width, N indices.
 """
 
+# ruff: noqa: N815 - tensors carry shape suffixes
+
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -27,9 +29,11 @@ class FusedEmbedding(nn.Module):
         assert min(cardinalities, default=1) >= 1, cardinalities
         # Field f's ids 1.. follow the rows of the fields before it; the padding id has no row of its own.
         offsets = list(accumulate((count - 1 for count in cardinalities), initial=0))
-        self.register_buffer("offsets_F", torch.tensor(offsets[:-1]), persistent=False)
-        self.register_buffer("cardinalities_F", torch.tensor(list(cardinalities)), persistent=False)
-        self.table = nn.Embedding(offsets[-1] + 1, width, padding_idx=PADDING, sparse=True)
+        self.register_buffer("offsets_F", torch.tensor(offsets[:-1], dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "cardinalities_F", torch.tensor(list(cardinalities), dtype=torch.int64), persistent=False
+        )
+        self.table = nn.Embedding(offsets[-1] + 1, width, sparse=True)
         nn.init.normal_(self.table.weight, std=0.01)
         with torch.no_grad():
             self.table.weight[PADDING].zero_()
@@ -42,9 +46,12 @@ class FusedEmbedding(nn.Module):
         offsets_F = self.offsets_F if fields is None else self.offsets_F[fields]
         cardinalities_F = self.cardinalities_F if fields is None else self.cardinalities_F[fields]
         assert _in_range(ids_BF, cardinalities_F)
-        rows_BF = torch.where(ids_BF == PADDING, PADDING, ids_BF + offsets_F)
-        embedded_BFD: Tensor = self.table(rows_BF)
-        return embedded_BFD
+        present_BF = ids_BF != PADDING
+        embedded_BFD = nn.functional.embedding(
+            (ids_BF + offsets_F) * present_BF, self.table.weight, sparse=True
+        )
+        # The table's own padding_idx would copy the gradient without padding: 4 ms more at 4096 x 15 x 16.
+        return embedded_BFD * present_BF.unsqueeze(-1)
 
     def pool(self, ids_BL: Tensor, *, field: int) -> Tensor:
         """Averages the embeddings of several ids of one field: (B, L) int64 to (B, D) float32.
@@ -53,13 +60,13 @@ class FusedEmbedding(nn.Module):
         """
         assert _in_range(ids_BL, self.cardinalities_F[field])
         present_BL = ids_BL != PADDING
-        rows_BL = torch.where(present_BL, ids_BL + self.offsets_F[field], PADDING)
-        mean_B1 = 1.0 / present_BL.sum(1, keepdim=True).clamp(min=1)
-        return _gather_and_sum(self.table, rows_BL) * mean_B1
-
-
-def _gather_and_sum(table: nn.Embedding, rows_BL: Tensor) -> Tensor:
-    return nn.functional.embedding_bag(rows_BL, table.weight, mode="sum", sparse=True, padding_idx=PADDING)
+        share_BL = present_BL / present_BL.sum(1, keepdim=True).clamp(min=1)
+        # Gather and product: 20 ms forward, backward, coalesced at 4096 x 50 x 16, half padding, one thread,
+        # and 4 ms forward; nn.functional.embedding_bag 27 ms and 11 ms.
+        embedded_BLD = nn.functional.embedding(
+            (ids_BL + self.offsets_F[field]) * present_BL, self.table.weight, padding_idx=PADDING, sparse=True
+        )
+        return torch.bmm(share_BL.unsqueeze(1), embedded_BLD).squeeze(1)
 
 
 def _in_range(ids: Tensor, cardinalities: Tensor) -> bool:

@@ -4,12 +4,18 @@ Shapes: B batch, T task, E expert, D width, G group (of a batched layer), I inpu
 N gate (one a task, and one for the shared experts below the last level of PLE).
 """
 
+# ruff: noqa: N815 - tensors carry shape suffixes
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+SHARED_INPUT_DIMENSIONS = 2
+"""Of an input (B, I) that all groups read; an input (B, G, I) has one a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +49,13 @@ class GroupedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, I), the same input for all groups, or (B, G, I), one each, to (B, G, O)."""
         groups, _, output_width = self.weight_GIO.shape
-        if x.dim() == 3:  # noqa: PLR2004 - the two shapes above
+        if x.dim() > SHARED_INPUT_DIMENSIONS:
             return torch.baddbmm(self.bias_GO.unsqueeze(1), x.transpose(0, 1), self.weight_GIO).transpose(
                 0, 1
             )
         # One wide product: a batched one would hold the input's gradient once a group before summing.
         weight_IO = self.weight_GIO.transpose(0, 1).flatten(1)
-        return torch.addmm(self.bias_GO.flatten(), x, weight_IO).unflatten(1, (groups, output_width))
+        return torch.addmm(self.bias_GO.flatten(), x, weight_IO).view(-1, groups, output_width)
 
 
 class ExpertLayers(nn.Module):
@@ -63,7 +69,7 @@ class ExpertLayers(nn.Module):
         widths = [input_width, *hidden]
         self.layers = nn.ModuleList(
             GroupedLinear(groups=experts, input_width=before, output_width=after)
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         self.dropout = dropout
 
@@ -102,13 +108,15 @@ class SharedBottom(nn.Module):
 
 
 class MMoE(nn.Module):
-    """Mixes shared experts by one softmax gate a task (Ma et al. 2018, equations 6 and 7)."""
+    """Mixes shared experts by one softmax gate a task (Ma et al. 2018, equations 6 and 7).
+
+    The gates' linear layers have a bias, in PLE too, where the papers have none: it holds the mean mixture.
+    """
 
     def __init__(self, size: BodySize) -> None:
         super().__init__()
-        self.tasks = size.tasks
         self.experts = _experts(size, experts=size.experts, input_width=size.input_width)
-        self.gate = nn.Linear(size.input_width, size.tasks * size.experts, bias=False)
+        self.gate = GroupedLinear(groups=size.tasks, input_width=size.input_width, output_width=size.experts)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Maps (B, I) to (B, T, O)."""
@@ -117,14 +125,14 @@ class MMoE(nn.Module):
 
     def gates(self, x_BD: Tensor) -> list[Tensor]:
         """Returns the weight of each expert for each task: one tensor (B, T, E), rows that sum to 1."""
-        return [self.gate(x_BD).unflatten(1, (self.tasks, -1)).softmax(-1)]
+        return [self.gate(x_BD).softmax(-1)]
 
 
 class ExtractionLevel(nn.Module):
     """Mixes, for each gate of one level of PLE, the experts that it may see (Tang et al. 2020, section 4.2).
 
-    Experts are ordered task by task, the shared ones last. A task's gate sees its own experts and the shared ones; the
-    shared gate, present when `gates` is one more than the tasks, sees all.
+    Experts are ordered task by task, the shared ones last. A task's gate sees its own experts and the shared
+    ones; the shared gate, present when `gates` is one more than the tasks, sees all.
     """
 
     visible_NE: Tensor
@@ -132,31 +140,30 @@ class ExtractionLevel(nn.Module):
 
     def __init__(self, size: BodySize, *, input_width: int, gates: int) -> None:
         super().__init__()
-        owner = [task for task in range(size.tasks) for _ in range(size.task_experts)] + [
-            size.tasks
-        ] * size.experts
-        owner_E, gate_N1 = torch.tensor(owner), torch.arange(gates).unsqueeze(1)
+        counts = torch.tensor([size.task_experts] * size.tasks + [size.experts])
+        owner_E = torch.arange(size.tasks + 1).repeat_interleave(counts)
+        gate_N1 = torch.arange(gates).unsqueeze(1)
         visible_NE = (owner_E == gate_N1) | (owner_E == size.tasks) | (gate_N1 == size.tasks)
         self.register_buffer("owner_E", owner_E, persistent=False)
         self.register_buffer("visible_NE", visible_NE, persistent=False)
         self.gate_count = gates
-        self.experts = _experts(size, experts=len(owner), input_width=input_width)
-        self.gate = GroupedLinear(groups=gates, input_width=input_width, output_width=len(owner))
+        self.experts = _experts(size, experts=len(owner_E), input_width=input_width)
+        self.gate = GroupedLinear(groups=gates, input_width=input_width, output_width=len(owner_E))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, I), or (B, T + 1, I) from the level below, to (B, N, O)."""
-        of_experts = x if x.dim() == 2 else x.index_select(1, self.owner_E)  # noqa: PLR2004 - the two shapes above
+        of_experts = x if x.dim() == SHARED_INPUT_DIMENSIONS else x.index_select(1, self.owner_E)
         return _mix(self.gates(x), self.experts(of_experts))
 
     def gates(self, x: Tensor) -> Tensor:
-        """Returns the weight of each expert for each gate: (B, N, E), zero where the gate does not see the expert."""
-        of_gates = x if x.dim() == 2 else x[:, : self.gate_count]  # noqa: PLR2004 - the two shapes above
+        """Returns each gate's weights of experts: (B, N, E), zero where the gate does not see the expert."""
+        of_gates = x if x.dim() == SHARED_INPUT_DIMENSIONS else x[:, : self.gate_count]
         logits_BNE: Tensor = self.gate(of_gates)
         return logits_BNE.masked_fill(~self.visible_NE, -torch.inf).softmax(-1)
 
 
 class PLE(nn.Module):
-    """Extracts shared and task-specific knowledge level by level (progressive layered extraction, Tang et al. 2020).
+    """Extracts shared and task-specific knowledge level by level (Tang et al. 2020, section 4.3).
 
     Levels below the last have a gate a task and one for the shared experts; the last has only the task gates.
     """

@@ -1,7 +1,9 @@
 """The encoded columns of a batch, and the layer that turns chosen ones into vectors.
 
-Shapes: B batch, F columns of one kind, L sequence length, C chosen columns, D width.
+Shapes: B batch, F columns of one kind, L sequence length, D width.
 """
+
+# ruff: noqa: N815 - tensors carry shape suffixes
 
 import builtins
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,11 +52,6 @@ class Columns:
     pooled: Mapping[str, int]
     """Name of a multi-valued column to field."""
 
-    @property
-    def count(self) -> int:
-        """Number of chosen columns C."""
-        return len(self.single) + len(self.numeric) + len(self.pooled)
-
 
 class InputLayer(nn.Module):
     """Concatenates the embeddings of chosen columns: single-valued, then pooled, then numeric.
@@ -82,6 +79,15 @@ class InputLayer(nn.Module):
         pooled = [table.pool(features.pooled[name], field=field) for name, field in self.pooled.items()]
         numeric_BFD = self.numeric(features.positions_BF.index_select(1, self.numeric_F))
         return torch.cat([single_BFD.flatten(1), *pooled, numeric_BFD.flatten(1)], dim=1)
+
+
+def check_fields(names: Iterable[str], cardinalities: Mapping[str, int]) -> None:
+    """Raises ValueError for a field that is not in the embedding table."""
+    if strangers := sorted(set(names) - set(cardinalities)):
+        raise ValueError(
+            f"fields {strangers} have no cardinality, expected some of {list(cardinalities)}: "
+            "add them to categorical_cardinalities"
+        )
 
 
 def _indices(numbers: Iterable[int]) -> Tensor:

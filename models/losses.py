@@ -14,8 +14,8 @@ def joint_loss(
 ) -> Tensor:
     """Adds the cross-entropies of click and of click-and-conversion, both over all impressions.
 
-    Logits are (B, 2) float32, labels (B) float32 of 0 and 1, the loss is a mean over the batch. A conversion is supervised only
-    through its product with the click, so that impressions without a click are no missing data.
+    Logits are (B, 2) float32, labels (B) float32 of 0 and 1; the loss is a mean over the batch. A conversion
+    is supervised only through its product with the click, so impressions without a click are no missing data.
     Source: ESMM, Ma et al. 2018, equation 3.
     """
     space = entire_space(logits_BT)

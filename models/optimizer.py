@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from torch import nn
-from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim import AdamW, SparseAdam
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Optimizers:
 
     def step(self) -> None:
         """Updates the weights: all dense ones, and the rows of the tables that have a gradient."""
-        self.sparse.step()
+        self.sparse.step()  # type: ignore[no-untyped-call]
         self.dense.step()
 
 
@@ -29,7 +29,8 @@ def build_optimizers(
 ) -> Optimizers:
     """Builds the optimisers of a module with at least one sparse embedding table.
 
-    Weight decay applies to weights, not to biases or tables: a row's decay would depend on how often it is seen.
+    Weight decay applies to weights, not to biases, nor to tables, where it would depend on how often a row is
+    seen.
     """
     tables = [layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding) and layer.sparse]
     in_tables = {id(table) for table in tables}

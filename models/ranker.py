@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.embedding import FusedEmbedding
-from models.entire_space import entire_space_probabilities
+from models.entire_space import TASKS, entire_space_probabilities
 from models.experts import BODIES, PLE, BodySize, MMoE
 from models.inputs import Columns, Features, InputLayer, check_fields
 from models.serialization import load_module, save_module
@@ -21,7 +21,6 @@ from models.towers import TaskTowers
 
 __all__ = ["Features", "Ranker", "RankerSpec", "load_ranker", "predict", "save_ranker"]
 
-TASKS = 2
 CONTEXT_HIDDEN_WIDTH = 32
 LINEAR = "linear"
 
@@ -115,7 +114,10 @@ class DeepScorer(nn.Module):
 
 
 class LinearScorer(nn.Module):
-    """Scores by logistic regression, one weight a task for each id and each knot: the baseline without interactions."""
+    """Scores by logistic regression: the baseline, without interactions.
+
+    Each id and each knot has one weight a task.
+    """
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
@@ -128,11 +130,6 @@ class LinearScorer(nn.Module):
         """Returns logits (B, T)."""
         weights_BCT: Tensor = self.inputs(features, self.table).unflatten(1, (-1, TASKS))
         return weights_BCT.sum(1) + self.bias_T
-
-    def gates(self, features: Features) -> list[Tensor]:
-        """Returns none: a linear model has no experts."""
-        del features
-        return []
 
 
 class Ranker(nn.Module):
@@ -154,8 +151,8 @@ class Ranker(nn.Module):
         return logits_BT
 
     def gates(self, features: Features) -> list[Tensor]:
-        """Returns the weights of the experts (B, N, E) level by level, N gates; none for a body without gates."""
-        return self.scorer.gates(features)
+        """Returns the experts' weights (B, N, E) of N gates level by level; none for a body without gates."""
+        return self.scorer.gates(features) if isinstance(self.scorer, DeepScorer) else []
 
 
 def predict(ranker: Ranker, features: Features, batch_size: int) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed import DataclassInstance
 
     Spec = TypeVar("Spec", bound=DataclassInstance)
@@ -33,7 +34,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def save_module(module: nn.Module, spec: "DataclassInstance", folder: Path) -> None:
-    """Writes the weights and the spec, with the weights' digest, into a folder, which is made when missing."""
+    """Writes the weights and the spec with the weights' digest into a folder, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE)
@@ -44,7 +45,8 @@ def save_module(module: nn.Module, spec: "DataclassInstance", folder: Path) -> N
 def load_module(folder: Path, spec_type: "type[Spec]", build: "Callable[[Spec], Module]") -> Module:
     """Rebuilds on the CPU the module that `save_module` wrote.
 
-    Raises ValueError, naming the file, when a file is missing or damaged, or when weights and spec do not belong together.
+    Raises ValueError, naming the file, when a file is missing or damaged, or when weights and spec do not
+    belong together.
     """
     document = _read_spec_file(folder / SPEC_FILE)
     if document["type"] != spec_type.__name__:

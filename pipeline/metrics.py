@@ -54,7 +54,7 @@ class Summary:
 
     @property
     def required(self) -> Floats:
-        """Shape (U, C): positives, negatives and, where any user has both, impressions that enter the GAUC."""
+        """Shape (U, C): positives, negatives and, where any user has both, impressions in the GAUC."""
         impressions_U, positives_U, _, _, grouped_U = self.sums[:, :5].T
         conditions = [positives_U, impressions_U - positives_U, grouped_U]
         return np.stack([condition_U for condition_U in conditions if condition_U.any()], axis=1)
@@ -72,13 +72,13 @@ def evaluate_task(
     """Measure one task's predictions, with intervals over users.
 
     All three arrays have shape (N,): labels are boolean or 0 and 1, users are any integers. The keys are
-    `METRICS`, defined in `metric_values`. Rows of one user are dependent, so users are what the bootstrap draws.
-    A percentile interval is not centred, and the ECE is a sum of absolute values that resampling makes noisier:
-    the interval of a well calibrated model's ECE can lie wholly above the value. When no user has both classes
-    the GAUC and its bounds are NaN; nothing else ever is.
+    `METRICS`, defined in `metric_values`. Rows of one user are dependent, so users are what the bootstrap
+    draws. A percentile interval is not centred, and the ECE is a sum of absolute values that resampling
+    makes noisier: the interval of a well calibrated model's ECE can lie wholly above the value. When no user
+    has both classes the GAUC and its bounds are NaN; nothing else ever is.
 
-    Raises ValueError for arrays that are empty, differ in shape or hold one class only, for labels other than 0
-    and 1, for probabilities that are NaN or outside [0, 1], and for impossible bootstrap settings.
+    Raises ValueError for arrays that are empty, differ in shape or hold one class only, for labels other
+    than 0 and 1, for probabilities that are NaN or outside [0, 1], and for impossible bootstrap settings.
     """
     summary = summarise(labels=labels, probabilities=probabilities, users=users)
     intervals = user_bootstrap(
@@ -102,10 +102,11 @@ def paired_difference(
 ) -> dict[str, Interval]:
     """Measure how far a model's metrics are above its baseline's on the same impressions and resamples.
 
-    Arrays, keys, NaN and errors as in `evaluate_task`; baseline holds the other model's probabilities. The sign
-    is model minus baseline: above 0 is better for AUC and GAUC, below 0 for the log-loss, the normalised entropy
-    and the ECE; the PCOC is best near 1, so its difference has no better side. The intervals are at 95 %, and
-    narrower than two separate ones suggest because both models share the luck of the draw.
+    Arrays, keys, NaN and errors as in `evaluate_task`; baseline holds the other model's probabilities. The
+    sign is model minus baseline: above 0 is better for AUC and GAUC, below 0 for the log-loss, the
+    normalised entropy and the ECE; the PCOC is best near 1, so its difference has no better side. The
+    intervals are at 95 %, and narrower than two separate ones suggest because both models share the luck of
+    the draw.
     """
     model = summarise(labels=labels, probabilities=probabilities, users=users)
     other = summarise(labels=labels, probabilities=baseline, users=users)
@@ -127,11 +128,12 @@ def metric_values(summary: Summary, counts_RU: Floats) -> Floats:
     - gauc: mean of the users' own AUCs weighted by their impressions, over the users with both classes, NaN
       without one (Zhu et al. 2017, Optimized Cost per Click; Zhou et al. 2018, Deep Interest Network).
     - log_loss: mean in nats, of probabilities clipped to one float64 epsilon from 0 and 1: at most 36.04.
-    - normalised_entropy: log_loss over the entropy of the resample's own base rate; 1 is a constant prediction
-      of that rate (He et al. 2014, equation 1).
+    - normalised_entropy: log_loss over the entropy of the resample's own base rate; 1 is a constant
+      prediction of that rate (He et al. 2014, equation 1).
     - pcoc: predicted clicks over clicks, sum of probabilities over sum of labels; above 1 predicts too much.
     - ece: mean absolute gap between mean prediction and mean label over 15 bins of equal mass, weighted by
-      impressions (Naeini et al. 2015). Bins are cut once, on the whole sample; equal predictions share a bin.
+      impressions (Naeini et al. 2015). Bins are cut once, on the whole sample; equal predictions share a
+      bin.
     """
     totals_RF = counts_RU @ summary.sums
     impressions_R, positives_R, predicted_R, loss_R, grouped_R, grouped_auc_R = totals_RF[:, :6].T
@@ -181,11 +183,11 @@ def user_bootstrap(
 ) -> list[Interval]:
     """Compute percentile bootstrap intervals of statistics that depend on how often each user was drawn.
 
-    statistic maps counts of shape (R, U) to values of shape (R, M); the answer has one interval per column. A
-    resample in which a column of required_UC sums to 0 (one class only, say) is drawn again, so intervals are
-    conditional on the metrics being defined; that matters only where a handful of users carry a class. The same
-    seed gives the same resamples to every statistic with the same requirement (Efron and Tibshirani 1993,
-    chapter 13).
+    statistic maps counts of shape (R, U) to values of shape (R, M); the answer has one interval per column.
+    A resample in which a column of required_UC sums to 0 (one class only, say) is drawn again, so intervals
+    are conditional on the metrics being defined; that matters only where a handful of users carry a class.
+    The same seed gives the same resamples to every statistic with the same requirement (Efron and Tibshirani
+    1993, chapter 13).
 
     Raises ValueError for less than one replicate or a confidence outside (0, 1).
     """
@@ -197,6 +199,11 @@ def user_bootstrap(
     draws_RM = np.concatenate([statistic(counts) for counts in _resamples(required_UC, replicates, seed)])
     low_M, high_M = np.quantile(draws_RM, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return [Interval(*map(float, bounds)) for bounds in zip(value_M, low_M, high_M, strict=True)]
+
+
+def sum_by(group_N: Integers, values_N: NDArray[Any], *, groups: int = 0) -> Floats:
+    """Sum values of shape (N,) by group number, over at least the given number of groups."""
+    return np.bincount(group_N, weights=values_N, minlength=groups).astype(np.float64, copy=False)
 
 
 def _resamples(required_UC: Floats, replicates: int, seed: int) -> Iterator[Floats]:
@@ -228,9 +235,9 @@ def _user_sums(positive_N: NDArray[np.bool_], probabilities_N: Floats, users_N: 
     clipped_N = np.clip(probabilities_N, epsilon, 1 - epsilon)
     loss_N = -np.where(positive_N, np.log(clipped_N), np.log1p(-clipped_N))
     impressions_U = np.bincount(users_N).astype(np.float64)
-    positives_U = np.bincount(users_N, weights=positive_N)
-    predicted_U = np.bincount(users_N, weights=probabilities_N)
-    loss_U = np.bincount(users_N, weights=loss_N)
+    positives_U = sum_by(users_N, positive_N)
+    predicted_U = sum_by(users_N, probabilities_N)
+    loss_U = sum_by(users_N, loss_N)
     grouped_U = np.where((positives_U > 0) & (positives_U < impressions_U), impressions_U, 0.0)
     grouped_auc_U = grouped_U * _user_auc(positive_N, probabilities_N, users_N)
     sums = [impressions_U, positives_U, predicted_U, loss_U, grouped_U, grouped_auc_U]
@@ -245,9 +252,9 @@ def _user_auc(positive_N: NDArray[np.bool_], probabilities_N: Floats, users_N: I
     first = np.flatnonzero(opens_tie_N)
     last = np.append(first[1:], users_N.size) - 1
     middle_N = ((first + last) / 2)[np.cumsum(opens_tie_N) - 1]
-    impressions_U, positives_U = np.bincount(users_N), np.bincount(users_N, weights=positive_N)
+    impressions_U, positives_U = np.bincount(users_N), sum_by(users_N, positive_N)
     rank_N = middle_N - (np.cumsum(impressions_U) - impressions_U)[users_N]
-    wins_U = np.bincount(users_N, weights=rank_N * positive_N) - positives_U * (positives_U - 1) / 2
+    wins_U = sum_by(users_N, rank_N * positive_N) - positives_U * (positives_U - 1) / 2
     pairs_U = positives_U * (impressions_U - positives_U)
     return np.divide(wins_U, pairs_U, out=np.zeros_like(wins_U), where=pairs_U > 0)
 
@@ -257,8 +264,7 @@ def _bin_gaps(positive_N: NDArray[np.bool_], probabilities_N: Floats, users_N: I
     edges = np.quantile(probabilities_N, np.arange(1, BINS) / BINS)
     cells_N = users_N * BINS + np.searchsorted(edges, probabilities_N, side="left")
     users = int(users_N.max()) + 1
-    gaps = np.bincount(cells_N, weights=probabilities_N - positive_N, minlength=users * BINS)
-    return gaps.reshape(users, BINS)
+    return sum_by(cells_N, probabilities_N - positive_N, groups=users * BINS).reshape(users, BINS)
 
 
 def _check(labels: NDArray[Any], probabilities: NDArray[Any], users: NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from pipeline.metrics import Floats, Integers, Interval, user_bootstrap
+from pipeline.metrics import Floats, Integers, Interval, sum_by, user_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,15 +39,15 @@ def evaluate_lists(
 ) -> ListMetrics:
     """Measure the lists against what users went on to click or convert on, with 95 % intervals over users.
 
-    Row u of lists_UK holds the item codes shown to user u, best first, -1 in an empty slot; relevant_users are
-    row numbers and relevant_items item codes, both of shape (P,). Repeated pairs count once, and so does an item
-    that a list repeats, at its first slot. Means are over the users with a relevant item, those with an empty
-    list included.
+    Row u of lists_UK holds the item codes shown to user u, best first, -1 in an empty slot; relevant_users
+    are row numbers and relevant_items item codes, both of shape (P,). Repeated pairs count once, and so does
+    an item that a list repeats, at its first slot. Means are over the users with a relevant item, those with
+    an empty list included.
 
     - recall at k: relevant items in the first k slots over all relevant items of the user. With more than k
       relevant items it stays below 1: it is not divided by min(k, relevant).
-    - ndcg at k: gain 1, discount 1 / log2(slot + 1) from slot 1, over the same sum for the best possible list
-      (Järvelin and Kekäläinen 2002; the discount of Burges et al. 2005).
+    - ndcg at k: gain 1, discount 1 / log2(slot + 1) from slot 1, over the same sum for the best possible
+      list (Järvelin and Kekäläinen 2002; the discount of Burges et al. 2005).
 
     Raises ValueError when no pair is given, a pair is out of range, or ks repeat or are not within 1 to K.
     """
@@ -98,16 +98,14 @@ def gini(lists_UK: NDArray[np.int64], *, catalogue_size: int) -> float:
 
 
 def _recall(evaluated_P: Integers, slots_P: Integers, k: int) -> Floats:
-    hits_E: Floats = np.bincount(evaluated_P, weights=slots_P < k)
-    return hits_E / np.bincount(evaluated_P)
+    return sum_by(evaluated_P, slots_P < k) / np.bincount(evaluated_P)
 
 
 def _ndcg(evaluated_P: Integers, slots_P: Integers, k: int) -> Floats:
     discounts = 1 / np.log2(np.arange(k) + 2)
     gains_P = np.append(discounts, 0.0)[np.minimum(slots_P, k)]
-    gains_E: Floats = np.bincount(evaluated_P, weights=gains_P)
-    best_E = np.cumsum(discounts)[np.minimum(np.bincount(evaluated_P), k) - 1]
-    return gains_E / best_E
+    best_E: Floats = np.cumsum(discounts)[np.minimum(np.bincount(evaluated_P), k) - 1]
+    return sum_by(evaluated_P, gains_P) / best_E
 
 
 def _slots(lists_UK: NDArray[np.int64], users_P: Integers, items_P: Integers) -> Integers:

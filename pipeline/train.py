@@ -14,7 +14,7 @@ from models.inputs import Features
 from models.losses import joint_loss
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict, save_ranker
-from models.retriever import Retriever, RetrieverSpec, save_retriever
+from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_retriever
 from models.serialization import weights_digest
 from pipeline.config import Config
 from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
@@ -202,13 +202,20 @@ def fit_retriever(
         total = 0.0
         for rows in order.split(settings.batch_size):
             optimizers.zero_grad()
-            loss = retriever.loss(
-                users.slice(rows).to(device),
-                items.slice(rows).to(device),
-                item_ids_B=codes[rows].to(device),
-                log_q_B=frequency[rows].log().to(device),
-                conversions_B=conversions[rows].to(device),
-            )
+            users_B2S = retriever.users(users.slice(rows).to(device))
+            items_B2S = retriever.items(items.slice(rows).to(device))
+            losses = [
+                in_batch_softmax(
+                    users_B2S[:, space],
+                    items_B2S[:, space],
+                    item_ids_B=codes[rows].to(device),
+                    log_q_B=frequency[rows].log().to(device),
+                    weights_B=weights[rows].to(device),
+                    temperature=settings.temperature,
+                )
+                for space, weights in enumerate((torch.ones_like(conversions), conversions))
+            ]
+            loss = torch.stack(losses).sum()
             loss.backward()
             optimizers.step()
             total += float(loss.detach()) * len(rows)

@@ -1,0 +1,243 @@
+"""What scoring a day needs: a model with its encoder, all users and the available items as of that day."""
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from features.asof import FeatureState, item_features, pair_features, user_features
+from features.encoding import Encoder, encode, load_encoder
+from features.plan import FeaturePlan
+from models.inputs import Features
+from models.ranker import Ranker, load_ranker, predict
+from models.retriever import Retriever, load_retriever
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.dataset import lists, tensors
+from pipeline.featurize import load_state, plan_of, side_frame
+from pipeline.workspace import Workspace
+
+PAIRS = 131_072
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model as a run saved it or the registry gave it back."""
+
+    encoder: Encoder
+    ranker: Ranker
+    retriever: Retriever
+    version: str
+
+
+@dataclass(frozen=True)
+class Day:
+    """Users and items as of a day, raw and encoded, in the order of their ids.
+
+    Attributes:
+        day: the day that is scored.
+        state: what was known before it.
+        users: raw features of all users.
+        items: raw features of the available items.
+        user_codes: encoded users.
+        item_codes: encoded items.
+        has_history: (U,) whether a user had an impression before the day.
+        seen: sorted user number * items + item number of the pairs to leave out.
+        popularity: (I,) item numbers, most clicks of the last seven days first.
+    """
+
+    day: dt.date
+    state: FeatureState
+    users: pl.DataFrame
+    items: pl.DataFrame
+    user_codes: pl.DataFrame
+    item_codes: pl.DataFrame
+    has_history: NDArray[np.bool_]
+    seen: NDArray[np.int64]
+    popularity: NDArray[np.int64]
+
+
+def load_bundle(folder: Path, version: str) -> Bundle:
+    """Read a model folder.
+
+    Raises:
+        ValueError: a file of it is missing or damaged.
+    """
+    return Bundle(
+        load_encoder(folder / "encoder.json"),
+        load_ranker(folder / "ranker"),
+        load_retriever(folder / "retriever"),
+        version,
+    )
+
+
+def check_features(bundle: Bundle, plan: FeaturePlan) -> None:
+    """Refuse a model whose features this configuration does not make.
+
+    Raises:
+        ValueError: names the missing features.
+    """
+    made = {*plan.categorical(), *plan.numeric(), *plan.multi(), *plan.sequences()}
+    spec = bundle.ranker.spec
+    missing = sorted({*spec.single, *spec.numeric, *spec.pooled} - made)
+    if missing:
+        raise ValueError(
+            f"model version {bundle.version} needs the features {missing}, which this configuration does not make: "
+            "use its configuration, or promote a model of this one"
+        )
+
+
+def load_day(config: Config, workspace: Workspace, features: Path, day: dt.date, encoder: Encoder) -> Day:
+    """Gather users, available items and what they did before a day."""
+    plan = plan_of(config)
+    state = load_state(features, day)
+    history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < day)
+    side_users = side_frame(workspace, "users", config.users)
+    side_items = side_frame(workspace, "items", config.items)
+    active = history.select("user_id").unique().collect()
+    known = active if side_users is None else pl.concat([active, side_users.select("user_id")]).unique()
+    users = user_features(state, known.sort("user_id"), side_users, plan)
+    items = item_features(state, _available(history, side_items, day), side_items, plan)
+    if items.is_empty():
+        raise ValueError(f"no item is available on {day}: check items.available_from and items.available_until")
+    return Day(
+        day=day,
+        state=state,
+        users=users,
+        items=items,
+        user_codes=encode(users, encoder),
+        item_codes=encode(items, encoder),
+        has_history=users["user_id"].is_in(active["user_id"].implode()).to_numpy(),
+        seen=_seen(config, history, users, items, plan.start_of(day)),
+        popularity=popularity(history, items, day, plan.start_of(day)),
+    )
+
+
+def _available(history: pl.LazyFrame, side_items: pl.DataFrame | None, day: dt.date) -> pl.DataFrame:
+    if side_items is None:
+        return history.select("item_id").unique().sort("item_id").collect()
+    frame = side_items
+    if "available_from" in frame.columns:
+        frame = frame.filter(pl.col("available_from").is_null() | (pl.col("available_from") <= day))
+    if "available_until" in frame.columns:
+        frame = frame.filter(pl.col("available_until").is_null() | (pl.col("available_until") >= day))
+    return frame.select("item_id").sort("item_id")
+
+
+def numbered(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Return the ids of a frame with their row numbers as `<name>_number`."""
+    return frame.select(f"{name}_id", pl.int_range(pl.len(), dtype=pl.Int64).alias(f"{name}_number"))
+
+
+def _seen(
+    config: Config, history: pl.LazyFrame, users: pl.DataFrame, items: pl.DataFrame, start: dt.datetime
+) -> NDArray[np.int64]:
+    rule = config.retrieval.filter_seen
+    if rule == "none":
+        return np.zeros(0, dtype=np.int64)
+    if rule != "impression":
+        history = history.filter(pl.col(rule) & (pl.col(f"{rule}_known_at") < start))
+    pairs = (
+        history.select("user_id", "item_id")
+        .unique()
+        .join(numbered(users, "user").lazy(), on="user_id")
+        .join(numbered(items, "item").lazy(), on="item_id")
+        .select((pl.col("user_number") * items.height + pl.col("item_number")).alias("pair"))
+        .collect()
+    )
+    return np.sort(pairs["pair"].to_numpy())
+
+
+def popularity(history: pl.LazyFrame, items: pl.DataFrame, day: dt.date, start: dt.datetime) -> NDArray[np.int64]:
+    """Return item numbers by clicks known in the seven days before a day, most first, ties by id."""
+    recent = history.filter(
+        (pl.col("date") >= day - dt.timedelta(days=7)) & pl.col("click") & (pl.col("click_known_at") < start)
+    )
+    clicks = recent.group_by("item_id").agg(pl.len().alias("clicks")).collect()
+    counted = numbered(items, "item").join(clicks, on="item_id", how="left").with_columns(pl.col("clicks").fill_null(0))
+    ordered: NDArray[np.int64] = counted.sort(["clicks", "item_id"], descending=[True, False])["item_number"].to_numpy()
+    return ordered
+
+
+def score_pairs(
+    config: Config, bundle: Bundle, day: Day, users: NDArray[np.int64], items: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Score (user number, item number) pairs with the context at its reference values.
+
+    Args:
+        config: names the context's reference values.
+        bundle: the model.
+        day: users and items.
+        users: (N,) row numbers in day.users.
+        items: (N,) row numbers in day.items.
+
+    Yields:
+        Slices of the pairs and their p_click, p_conversion, p_click_and_conversion (n, 3).
+    """
+    plan, spec = plan_of(config), bundle.ranker.spec
+    references = config.context.references()
+    blocks = _PairColumns(day, bundle, encode(pl.DataFrame({k: [v] for k, v in references.items()}), bundle.encoder))
+    keys = (sorted(plan.key_columns("user")), sorted(plan.key_columns("item")))
+    user_keys, item_keys = day.users.select("user_id", *keys[0]), day.items.select("item_id", *keys[1])
+    for start in range(0, len(users), PAIRS):
+        rows = slice(start, start + PAIRS)
+        pairs = pl.concat([user_keys[users[rows]], item_keys[items[rows]]], how="horizontal")
+        pairs = pairs.with_columns(pl.lit(value).alias(name) for name, value in references.items())
+        codes = encode(pair_features(day.state, pairs, plan).select(plan.pair_columns()), bundle.encoder)
+        yield rows, predict(bundle.ranker, blocks.features(users[rows], items[rows], codes), PAIRS)
+    assert spec.single, "a ranker has categorical columns"
+
+
+class _PairColumns:
+    """Encoded columns of users, items and context as matrices, gathered into the ranker's order pair by pair."""
+
+    def __init__(self, day: Day, bundle: Bundle, context: pl.DataFrame) -> None:
+        spec = bundle.ranker.spec
+        self.spec = spec
+        self.sides = {
+            "user": _matrices(day.user_codes, spec.single, spec.numeric),
+            "item": _matrices(day.item_codes, spec.single, spec.numeric),
+        }
+        self.context = {name: int(context[f"{name}_code"][0]) for name in spec.context}
+        self.pooled = {
+            name: (side, lists(codes[f"{name}_code"]))
+            for name in spec.pooled
+            for side, codes in (("user", day.user_codes), ("item", day.item_codes))
+            if f"{name}_code" in codes.columns
+        }
+
+    def features(self, users: NDArray[np.int64], items: NDArray[np.int64], pairs: pl.DataFrame) -> Features:
+        """Return the features of pairs in the ranker's column order."""
+        spec, count = self.spec, len(users)
+        ids = np.empty((count, len(spec.single)), dtype=np.int64)
+        positions = np.empty((count, len(spec.numeric)), dtype=np.float32)
+        for rows, side in ((users, "user"), (items, "item")):
+            (single, codes), (numeric, numbers) = self.sides[side]
+            ids[:, single] = codes[rows]
+            positions[:, numeric] = numbers[rows]
+        for name, code in self.context.items():
+            ids[:, spec.single.index(name)] = code
+        for column in pairs.columns:
+            positions[:, spec.numeric.index(column.removesuffix("_position"))] = pairs[column].to_numpy()
+        numbers_of = {"user": users, "item": items}
+        pooled = {name: torch.from_numpy(ids_NL[numbers_of[side]]) for name, (side, ids_NL) in self.pooled.items()}
+        return Features(torch.from_numpy(ids), torch.from_numpy(positions), pooled)
+
+
+Matrix = tuple[list[int], NDArray[np.generic]]
+
+
+def _matrices(codes: pl.DataFrame, single: list[str], numeric: list[str]) -> tuple[Matrix, Matrix]:
+    """Return the places and values of the single-valued and of the numeric columns that a side holds."""
+    names = [name for name in single if f"{name}_code" in codes.columns]
+    numbers = [name for name in numeric if f"{name}_position" in codes.columns]
+    features = tensors(codes, single=names, numeric=numbers, pooled=[])
+    return (
+        ([single.index(name) for name in names], features.ids_BF.numpy()),
+        ([numeric.index(name) for name in numbers], features.positions_BF.numpy()),
+    )
