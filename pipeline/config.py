@@ -291,7 +291,7 @@ def load_config(path: Path, overrides: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"config {path}: {_explain(error)}") from None
+        raise ValueError(f"config {path}: {explain(error)}") from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -319,7 +319,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[name] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """Return all errors of a validation in one line: key, value and what was expected."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"

@@ -1,0 +1,244 @@
+"""The command line: `counterpoise`, also `python -m pipeline`. Heavy libraries are imported by the commands."""
+
+import datetime as dt
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline import threads
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.split import Days
+    from pipeline.stage import Outcome
+    from pipeline.workspace import Workspace
+
+USER_ERROR = 2
+
+
+class Interrupted(BaseException):  # noqa: N818  # not an error: typer would turn KeyboardInterrupt into exit code 1
+    """Ctrl-C or a scheduler's SIGTERM arrived."""
+
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SPACE_WORDS = ("No space left on device", "File too large", "Disk quota exceeded")
+
+app = typer.Typer(
+    help="Interaction logs in, ranked candidate lists out. The stages, in order: ingest, featurize, train, evaluate, "
+    "register, retrieve, rank; `run` runs them all.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of the run.")]
+SourceFolder = Annotated[Path, typer.Option("--source", help="Folder of the interaction logs and side tables.")]
+WorkspaceFolder = Annotated[Path, typer.Option("--workspace", help="Folder of tables/, runs/ and mlflow.db.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, any key of the config; repeatable.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same as --set seed=N.")]
+LastDay = Annotated[str | None, typer.Option("--date", help="Last day to use (YYYY-MM-DD); default: the last with rows.")]
+SIMULATED = Path("examples/simulated.toml")
+HERE = Path("workspace")
+SOURCE = Path("workspace/source")
+
+
+@app.command()
+def run(  # noqa: PLR0913
+    config: ConfigFile = SIMULATED,
+    source: SourceFolder = SOURCE,
+    workspace: WorkspaceFolder = HERE,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    date: LastDay = None,
+    summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here.")] = None,
+) -> None:
+    """Run every stage and print what came out."""
+    from rich.console import Console
+
+    from pipeline.report import summary_table
+    from pipeline.run import run as run_all
+
+    settings, place = _open(config, workspace, overrides, seed)
+    made = run_all(settings, place, source, _day(date))
+    if summary is not None:
+        summary.write_text(json.dumps(made, indent=2, default=str) + "\n", encoding="utf-8")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(summary_table(made))
+    lists = made["candidates"]
+    console.print(
+        f"version {made['registered_version']}: {made['decision']}\n"
+        f"lists for {lists['scored_for']}: {lists['path']} ({lists['rows']:,} rows, {lists['users']:,} users, "
+        f"model version {made['model_version']})\n"
+        f"report: {made['report']}\n{made['seconds']:.1f} s, peak {made['peak_mib']:.0f} MiB, digest {made['digest']}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+def check(
+    config: ConfigFile = SIMULATED, source: SourceFolder = SOURCE, overrides: Overrides = None, seed: Seed = None
+) -> None:
+    """Validate config and source without writing tables: rows, rates and what is wrong."""
+    from pipeline.check import check as check_source
+    from pipeline.config import load_config
+
+    settings = load_config(config, _values(overrides, seed))
+    for line in check_source(settings, source):
+        typer.echo(line)
+
+
+@app.command()
+def simulate(  # noqa: PLR0913
+    output: Annotated[Path, typer.Option(help="Folder to write; an earlier simulation there is replaced.")] = SOURCE,
+    users: Annotated[int | None, typer.Option(min=1)] = None,
+    items: Annotated[int | None, typer.Option(min=1)] = None,
+    days: Annotated[int | None, typer.Option(min=1)] = None,
+    requests_per_day: Annotated[int | None, typer.Option(min=1)] = None,
+    first_day: Annotated[str | None, typer.Option(help="YYYY-MM-DD")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, any key of the simulator.")] = None,
+) -> None:
+    """Simulate interaction logs of a world whose true probabilities are known."""
+    from pydantic import ValidationError
+
+    from pipeline.config import explain, parse_override
+    from pipeline.simulate import simulate as simulate_logs
+    from pipeline.world import SimulatorConfig
+
+    given = {"users": users, "items": items, "days": days, "requests_per_day": requests_per_day, "seed": seed}
+    values = {name: value for name, value in {**given, "first_day": first_day}.items() if value is not None}
+    values |= dict(parse_override(text) for text in overrides or [])
+    try:
+        settings = SimulatorConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"simulate: {explain(error)}") from None
+    counts = simulate_logs(settings, output)
+    typer.echo(f"{output}: " + ", ".join(f"{name} {value:,.6g}" for name, value in counts.items()))
+
+
+def _stage(name: str) -> Callable[..., None]:
+    """Make the command of one stage; all take the same options, so that a scheduler calls them alike."""
+
+    def command(  # noqa: PLR0913
+        config: ConfigFile = SIMULATED,
+        source: SourceFolder = SOURCE,
+        workspace: WorkspaceFolder = HERE,
+        overrides: Overrides = None,
+        seed: Seed = None,
+        date: LastDay = None,
+    ) -> None:
+        from pipeline.stage import measure
+
+        settings, place = _open(config, workspace, overrides, seed)
+        measure(name, lambda: _call(name, settings, place, source, _day(date)))
+
+    return command
+
+
+def _call(name: str, config: "Config", workspace: "Workspace", source: Path, date: dt.date | None) -> "Outcome":
+    from pipeline import evaluate, featurize, ingest, register, serve_lists, train
+
+    if name == "ingest":
+        return ingest.ingest(config, workspace, source)
+    days = featurize.days_of(config, workspace, date)
+    if name == "evaluate":
+        return evaluate.evaluate(config, workspace, days, source)
+    stages: dict[str, Callable[[Config, Workspace, Days], Outcome]] = {
+        "featurize": featurize.featurize,
+        "train": train.train,
+        "register": register.register,
+        "retrieve": serve_lists.retrieve,
+        "rank": serve_lists.rank,
+    }
+    return stages[name](config, workspace, days)
+
+
+STAGES = {
+    "ingest": "Read the logs into tables/interactions; broken rows go to tables/quarantine.",
+    "featurize": "Make point-in-time features and the encoder: tables/examples.",
+    "train": "Train the ranker, the baseline and the retriever.",
+    "evaluate": "Measure them on the test days, with intervals.",
+    "register": "Register the model in MLflow; promote it if it is no worse.",
+    "retrieve": "Build the index and find every user's candidates with the champion.",
+    "rank": "Score the candidates with the champion: tables/candidates.",
+}
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help)(_stage(_name))
+
+
+def _open(config: Path, workspace: Path, overrides: list[str] | None, seed: int | None) -> tuple["Config", "Workspace"]:
+    from pipeline.config import load_config
+    from pipeline.workspace import Workspace
+
+    return load_config(config, _values(overrides, seed)), Workspace(workspace)
+
+
+def _values(overrides: list[str] | None, seed: int | None) -> dict[str, Any]:
+    from pipeline.config import parse_override
+
+    values = dict(parse_override(text) for text in overrides or [])
+    return values if seed is None else {**values, "seed": seed}
+
+
+def _day(text: str | None) -> dt.date | None:
+    if text is None:
+        return None
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"--date {text}: expected a day such as 2026-01-14") from None
+
+
+def main() -> None:
+    """Run the command line; what a user can fix ends with one line and exit code 2."""
+    threads.configure()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("counterpoise")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except Interrupted:
+        _fail("interrupted: committed tables are as they were; run the same command again")
+    except ValueError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in NO_SPACE and not _is_full(error):
+            raise
+        _fail(f"no space left to write ({error}): free space and run the same command again; committed tables are untouched")
+    except Exception as error:
+        # Rust libraries report a full disk as an error of their own type.
+        if not _is_full(error):
+            raise
+        _fail(f"no space left to write ({error}): free space and run the same command again; committed tables are untouched")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    del number, frame
+    raise Interrupted
+
+
+def _is_full(error: BaseException) -> bool:
+    return any(word in str(error) for word in SPACE_WORDS)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"counterpoise: {' '.join(message.split())}", err=True)
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

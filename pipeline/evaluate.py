@@ -1,0 +1,235 @@
+"""Evaluate: metrics with user-bootstrap intervals on the test days, beside baselines and, where known, the truth."""
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.encoding import FIRST_KNOWN, UNSEEN
+from models.ranker import load_ranker, predict
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.dataset import Examples, read_examples
+from pipeline.featurize import plan_of, run_folder
+from pipeline.list_quality import evaluate_day_lists
+from pipeline.metrics import Interval, evaluate_task, paired_difference
+from pipeline.readers import find_files
+from pipeline.report import write_report
+from pipeline.scoring import Bundle, load_bundle
+from pipeline.split import Days
+from pipeline.stage import Outcome
+from pipeline.train import PREDICT_ROWS
+from pipeline.workspace import Workspace, replaced_folder, write_json
+
+TASKS = ("click", "click_and_conversion", "conversion")
+OUTPUT_OF = {"click": 0, "conversion": 1, "click_and_conversion": 2}
+SMOOTHING = 20.0
+ALARM_AUC = 0.99
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """All test impressions with their final labels, users as integer codes."""
+
+    clicks: NDArray[np.bool_]
+    conversions: NDArray[np.bool_]
+    users: NDArray[np.int64]
+
+    def of_task(self, task: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return the labels of a task and the impressions of its space."""
+        everywhere = np.ones(len(self.clicks), dtype=np.bool_)
+        if task == "click":
+            return self.clicks, everywhere
+        return self.conversions, (self.clicks if task == "conversion" else everywhere)
+
+
+def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> Outcome:
+    """Write runs/<id>/evaluation: evaluation.json, report.md and the test days' predictions.
+
+    Each task is measured in its own space: click and click-and-conversion on all impressions, conversion on
+    clicked ones. Labels are final here; the model saw only what was known before the first test day.
+
+    Raises:
+        ValueError: a stage before is missing, or the test days hold one class only.
+    """
+    folder = run_folder(config, workspace, days)
+    bundle = load_bundle(folder / "model", "this run")
+    examples = [read_examples(workspace.table("examples"), day, bundle.ranker.spec, None) for day in days.test]
+    rows = _rows(examples)
+    predictions = _predictions(config, workspace, days, examples, bundle, folder)
+    truth = _truth(config, source, examples)
+    baselines = {name: predictions[name] for name in ("popularity", "logistic_regression")}
+    if truth is not None:
+        baselines["oracle"] = truth
+    lists = [evaluate_day_lists(config, workspace, bundle, folder, day, source) for day in days.test]
+    result: dict[str, Any] = {
+        "tasks": _measure(config, rows, predictions["model"]),
+        "context_at_reference": {"tasks": _measure(config, rows, predictions["reference"])},
+        "baselines": {name: {"tasks": _measure(config, rows, values)} for name, values in baselines.items()},
+        "difference_to_logistic_regression": _difference(config, rows, predictions),
+        **_merge_days(lists),
+        "counts": _counts(rows, examples, days),
+    }
+    if truth is not None:
+        result["share_of_oracle"] = _oracle_shares(result)
+    _alarm(result["tasks"])
+    result = _without_nan(result)
+    with replaced_folder(folder / "evaluation") as evaluation:
+        write_json(evaluation / "evaluation.json", result)
+        _prediction_frame(examples, predictions["model"]).write_parquet(evaluation / "predictions.parquet")
+        write_report(evaluation / "report.md", config, days, result)
+    auc = result["tasks"]["click_and_conversion"]["auc"]["value"]
+    return Outcome(len(rows.clicks), len(rows.clicks), {"click_and_conversion_auc": round(auc, 4)})
+
+
+def _rows(examples: list[Examples]) -> TestRows:
+    frame = pl.concat([day.frame for day in examples])
+    codes = frame["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    return TestRows(frame["click"].to_numpy(), frame["conversion"].to_numpy(), codes)
+
+
+def _predictions(
+    config: Config, workspace: Workspace, days: Days, examples: list[Examples], bundle: Bundle, folder: Path
+) -> dict[str, NDArray[np.float64]]:
+    baseline = load_ranker(folder / "model" / "logistic_regression")
+    made: dict[str, list[NDArray[np.float64]]] = {
+        "model": [predict(bundle.ranker, day.features, PREDICT_ROWS) for day in examples],
+        "logistic_regression": [predict(baseline, day.features, PREDICT_ROWS) for day in examples],
+        "reference": [_at_reference(config, bundle, day) for day in examples],
+        "popularity": [_popularity(config, workspace, date, day) for date, day in zip(days.test, examples, strict=True)],
+    }
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in made.items()}
+
+
+def _at_reference(config: Config, bundle: Bundle, day: Examples) -> NDArray[np.float64]:
+    """Predict with the context as a batch job sets it: reference values, and missing counters of the context."""
+    spec, features = bundle.ranker.spec, day.features
+    ids, positions = features.ids_BF.clone(), features.positions_BF.clone()
+    for name, value in config.context.references().items():
+        known = bundle.encoder.vocabularies[name]
+        ids[:, spec.single.index(name)] = FIRST_KNOWN + known.index(value) if value in known else UNSEEN
+    for name in spec.context_numeric:
+        positions[:, spec.numeric.index(name)] = float(spec.bins + 1)
+    return predict(bundle.ranker, type(features)(ids, positions, features.pooled), PREDICT_ROWS).astype(np.float64)
+
+
+def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Examples) -> NDArray[np.float64]:
+    """Predict each item's own smoothed rates of what was known before the day: (N, 3)."""
+    start = plan_of(config).start_of(date)
+    history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < date)
+    known = {label: (pl.col(f"{label}_known_at") < start).fill_null(value=False) for label in ("click", "conversion")}
+    counts = history.group_by("item_id").agg(
+        pl.len().alias("impressions"), *(rule.sum().alias(label) for label, rule in known.items())
+    ).collect()
+    total = counts.select(pl.col("impressions", "click", "conversion").sum()).row(0)
+    joined = day.frame.select("item_id").join(counts, on="item_id", how="left", maintain_order="left").fill_null(0)
+    impressions = joined["impressions"].to_numpy() + SMOOTHING
+    click = (joined["click"].to_numpy() + SMOOTHING * total[1] / total[0]) / impressions
+    both = (joined["conversion"].to_numpy() + SMOOTHING * total[2] / total[0]) / impressions
+    return np.stack([click, np.minimum(both / np.maximum(click, 1e-9), 1.0), both], axis=1)
+
+
+def _truth(config: Config, source: Path, examples: list[Examples]) -> NDArray[np.float64] | None:
+    """Read the simulator's probabilities of the test impressions: (N, 3)."""
+    if config.evaluation.truth is None:
+        return None
+    truth = pl.scan_parquet(find_files(source, config.evaluation.truth))
+    wanted = pl.concat([day.frame.select("impression_id") for day in examples])
+    found = wanted.join(truth.collect(), on="impression_id", how="left", maintain_order="left")
+    if found["p_click"].null_count():
+        raise ValueError(
+            f"{config.evaluation.truth} lacks {found['p_click'].null_count()} test impressions: is it of this source?"
+        )
+    click, conversion = found["p_click"].to_numpy(), found["p_conversion"].to_numpy()
+    return np.stack([click, conversion, click * conversion], axis=1)
+
+
+def _measure(config: Config, rows: TestRows, probabilities: NDArray[np.float64]) -> dict[str, dict[str, dict[str, float]]]:
+    measured = {}
+    for task in TASKS:
+        labels, space = rows.of_task(task)
+        found = evaluate_task(
+            labels=labels[space],
+            probabilities=probabilities[space, OUTPUT_OF[task]],
+            users=rows.users[space],
+            replicates=config.evaluation.replicates,
+            seed=config.seed,
+        )
+        measured[task] = _as_dicts(found)
+    return measured
+
+
+def _difference(
+    config: Config, rows: TestRows, predictions: dict[str, NDArray[np.float64]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    differences = {}
+    for task in TASKS:
+        labels, space = rows.of_task(task)
+        found = paired_difference(
+            labels=labels[space],
+            probabilities=predictions["model"][space, OUTPUT_OF[task]],
+            baseline=predictions["logistic_regression"][space, OUTPUT_OF[task]],
+            users=rows.users[space],
+            replicates=config.evaluation.replicates,
+            seed=config.seed,
+        )
+        differences[task] = _as_dicts(found)
+    return differences
+
+
+def _as_dicts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: interval.as_dict() for name, interval in intervals.items()}
+
+
+def _merge_days(lists: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the lists' figures of the last test day, with those of each day where there are several."""
+    merged = dict(lists[-1])
+    if len(lists) > 1:
+        merged["retrieval_by_day"] = {day["lists"]["scored_for"]: day["retrieval"] for day in lists}
+    return merged
+
+
+def _counts(rows: TestRows, examples: list[Examples], days: Days) -> dict[str, Any]:
+    return {
+        "impressions": len(rows.clicks),
+        "clicks": int(rows.clicks.sum()),
+        "conversions": int(rows.conversions.sum()),
+        "users": int(rows.users.max()) + 1,
+        "items": pl.concat([day.frame["item_id"] for day in examples]).n_unique(),
+        "test_days": [str(day) for day in days.test],
+    }
+
+
+def _oracle_shares(result: dict[str, Any]) -> dict[str, float]:
+    """Return (AUC - 0.5) of the model over that of the true probabilities, for each task."""
+    oracle = result["baselines"]["oracle"]["tasks"]
+    return {
+        task: (result["tasks"][task]["auc"]["value"] - 0.5) / (oracle[task]["auc"]["value"] - 0.5) for task in TASKS
+    }
+
+
+def _alarm(tasks: dict[str, dict[str, dict[str, float]]]) -> None:
+    for task, metrics in tasks.items():
+        if metrics["auc"]["value"] > ALARM_AUC:
+            raise ValueError(
+                f"test AUC of {task} is {metrics['auc']['value']:.4f}, above {ALARM_AUC}: a feature holds the label; "
+                "remove the column that is known only after the impression"
+            )
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _without_nan(value) for key, value in values.items()}
+    return None if isinstance(values, float) and math.isnan(values) else values
+
+
+def _prediction_frame(examples: list[Examples], probabilities: NDArray[np.float64]) -> pl.DataFrame:
+    frame = pl.concat([day.frame for day in examples])
+    named = {"p_click": 0, "p_conversion": 1, "p_click_and_conversion": 2}
+    return frame.with_columns(pl.Series(name, probabilities[:, n]).cast(pl.Float32) for name, n in named.items())

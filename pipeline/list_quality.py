@@ -1,0 +1,139 @@
+"""How good the lists of a test day are: against next-day behaviour and, on simulated data, against the truth."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.featurize import plan_of
+from pipeline.metrics import Interval
+from pipeline.rank import Lists, lists_frame, rank_lists
+from pipeline.ranking_metrics import coverage, evaluate_lists, gini
+from pipeline.retrieve import candidates_for, make_index, popular_candidates
+from pipeline.scoring import Bundle, Day, load_day, numbered
+from pipeline.workspace import Workspace, replaced_folder
+from pipeline.world import expected_conversions, load_world, ranked_by_truth
+
+TOP = 10
+
+
+def evaluate_day_lists(
+    config: Config, workspace: Workspace, bundle: Bundle, folder: Path, date: dt.date, source: Path
+) -> dict[str, Any]:
+    """Make the lists that would have been served on a test day and measure them.
+
+    Args:
+        config: the run's configuration.
+        workspace: its tables.
+        bundle: the run's model.
+        folder: the run's folder; the lists are kept in it.
+        date: the test day.
+        source: where the simulator's world lies, if any.
+
+    Returns:
+        `retrieval` ({recall, ndcg} by label and k, of the ranked lists), `candidates` (the same before ranking),
+        `baselines` of lists under `popular_lists`, and `lists` (coverage, Gini, expected conversions).
+    """
+    day = load_day(config, workspace, folder / "features", date, bundle.encoder)
+    with replaced_folder(folder / f"lists-{date}") as kept:
+        spec = make_index(config, bundle, day, kept)
+        found = candidates_for(config, bundle, day, kept)
+        ranked = rank_lists(config, bundle, day, found)
+        lists_frame(ranked, day, bundle.version).write_parquet(kept / "lists.parquet")
+    popular = popular_candidates(day, config.ranking.list_length)
+    relevant = _relevant(workspace, day)
+    lists: dict[str, Any] = {
+        "scored_for": str(date),
+        "users": day.users.height,
+        "items": day.items.height,
+        "coverage": coverage(ranked.items, catalogue_size=day.items.height),
+        "gini": gini(ranked.items, catalogue_size=day.items.height),
+        "index": {"kind": spec.kind, "recall": spec.recall, "recall_k": spec.recall_k},
+    }
+    if config.evaluation.world is not None:
+        lists["expected_conversions_of_top_10"] = _expected(config, source, day, ranked, popular)
+    return {
+        "retrieval": _against(config, ranked.items, relevant),
+        "candidate_retrieval": _against(config, found.items, relevant),
+        "popular_retrieval": _against(config, popular, relevant),
+        "lists": lists,
+    }
+
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _relevant(workspace: Workspace, day: Day) -> dict[str, Pairs]:
+    """Return user and item numbers of the day's clicks and conversions; items that no list can hold count as missed."""
+    rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
+    joined = rows.join(numbered(day.users, "user"), on="user_id").join(numbered(day.items, "item"), on="item_id", how="left")
+    unlisted = day.items.height + joined["item_id"].rank("dense").cast(pl.Int64)
+    joined = joined.with_columns(pl.col("item_number").fill_null(unlisted))
+    pairs = {}
+    for label in ("click", "conversion"):
+        chosen = joined.filter(pl.col(label))
+        pairs[label] = (chosen["user_number"].to_numpy(), chosen["item_number"].to_numpy())
+    return pairs
+
+
+def _against(config: Config, items_UK: NDArray[np.int64], relevant: dict[str, Pairs]) -> dict[str, Any]:
+    ks = [k for k in config.evaluation.ks if k <= items_UK.shape[1]] or [items_UK.shape[1]]
+    found: dict[str, Any] = {"recall": {}, "ndcg": {}, "users": {}}
+    for label, (users, items) in relevant.items():
+        if not len(users):
+            found["users"][label] = 0
+            continue
+        measured = evaluate_lists(
+            lists_UK=items_UK,
+            relevant_users=users,
+            relevant_items=items,
+            ks=ks,
+            replicates=config.evaluation.replicates,
+            seed=config.seed,
+        )
+        found["recall"][label] = _by_k(measured["recall"])
+        found["ndcg"][label] = _by_k(measured["ndcg"])
+        found["users"][label] = measured["users"]
+    return found
+
+
+def _by_k(intervals: dict[int, Interval]) -> dict[str, dict[str, float]]:
+    return {str(k): interval.as_dict() for k, interval in intervals.items()}
+
+
+def _expected(config: Config, source: Path, day: Day, ranked: Lists, popular: NDArray[np.int64]) -> dict[str, float]:
+    """Return mean expected conversions a user of the first ten places, under the simulator's truth."""
+    assert config.evaluation.world is not None, "the caller asks where there is a world"
+    world = load_world(_world_file(source, config.evaluation.world))
+    time = plan_of(config).start_of(day.day)
+    users = world.user_indices(day.users["user_id"])
+    items = np.append(world.item_indices(day.items["item_id"]), -1)  # place -1 stays -1: an empty slot
+    oracle = ranked_by_truth(world, users=users, time=time, k=TOP, excluded=_excluded(day, items))
+    model, baseline = items[ranked.items[:, :TOP]], items[popular[:, :TOP]]
+    made = {
+        name: float(expected_conversions(world, users=users, lists=lists, time=time).mean())
+        for name, lists in (("model", model), ("popularity", baseline), ("oracle", oracle))
+    }
+    return {
+        **made,
+        "model_over_popularity": made["model"] / made["popularity"],
+        "model_share_of_oracle": made["model"] / made["oracle"],
+    }
+
+
+def _excluded(day: Day, items: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the seen items of each user: the oracle leaves out what the lists leave out."""
+    bounds = np.searchsorted(day.seen, np.arange(day.users.height + 1) * day.items.height)
+    return [items[day.seen[low:high] % day.items.height] for low, high in zip(bounds, bounds[1:], strict=False)]
+
+
+def _world_file(source: Path, name: str) -> Path:
+    path = source / name
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: simulate again, or remove evaluation.world from the config")
+    return path

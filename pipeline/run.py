@@ -1,0 +1,88 @@
+"""A whole run, top to bottom, one call a stage."""
+
+import datetime as dt
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.evaluate import evaluate
+from pipeline.featurize import days_of, featurize, run_folder
+from pipeline.ingest import ingest
+from pipeline.register import register
+from pipeline.serve_lists import rank, retrieve
+from pipeline.split import Days
+from pipeline.stage import Measured, measure
+from pipeline.train import train
+from pipeline.workspace import Workspace, read_json, write_json
+
+
+def run(config: Config, workspace: Workspace, source: Path, date: dt.date | None = None) -> dict[str, Any]:
+    """Run every stage and return the summary that `--summary` writes.
+
+    Args:
+        config: the whole configuration.
+        workspace: where tables, runs and the registry are.
+        source: folder of the interaction logs.
+        date: last day to use, by default the last day that has rows.
+    """
+    stages = [measure("ingest", lambda: ingest(config, workspace, source))]
+    days = days_of(config, workspace, date)
+    stages += [
+        measure("featurize", lambda: featurize(config, workspace, days)),
+        measure("train", lambda: train(config, workspace, days)),
+        measure("evaluate", lambda: evaluate(config, workspace, days, source)),
+        measure("register", lambda: register(config, workspace, days)),
+        measure("retrieve", lambda: retrieve(config, workspace, days)),
+        measure("rank", lambda: rank(config, workspace, days)),
+    ]
+    return summarise(config, workspace, days, stages)
+
+
+def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Measured]) -> dict[str, Any]:
+    """Gather what a run made, and write it beside the run."""
+    folder = run_folder(config, workspace, days)
+    lists = tables.scan(workspace.table("candidates")).filter(pl.col("scored_for") == days.scored_for)
+    counts = lists.select(pl.len().alias("rows"), pl.col("user_id").n_unique().alias("users")).collect().row(0, named=True)
+    registered = read_json(folder / "register.json", "register")
+    summary = {
+        "run": folder.name,
+        "stages": {stage.name: stage.as_dict() for stage in stages},
+        "seconds": round(sum(stage.seconds for stage in stages), 3),
+        "peak_mib": round(max(stage.peak_mib for stage in stages), 1),
+        "registered_version": registered["version"],
+        "promoted": registered["promoted"],
+        "decision": registered["decision"],
+        "model_version": str(lists.select("model_version").first().collect().item()),
+        "digest": run_digest(workspace, folder, days),
+        "candidates": {"path": str(workspace.table("candidates")), "scored_for": str(days.scored_for), **counts},
+        "evaluation": read_json(folder / "evaluation" / "evaluation.json", "evaluate"),
+        "report": str(folder / "evaluation" / "report.md"),
+        "config": config.model_dump(mode="json"),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def run_digest(workspace: Workspace, folder: Path, days: Days) -> str:
+    """Return one SHA-256 over the rows of the tables and the weights: equal for equal source, config and seed.
+
+    The version number of the model is left out, since a registry counts on.
+    """
+    digest = hashlib.sha256()
+    for name, column, wanted in (
+        ("interactions", "date", days.all()),
+        ("examples", "date", days.all()),
+        ("candidates", "scored_for", [days.scored_for]),
+    ):
+        for day in wanted:
+            frame = tables.scan(workspace.table(name)).filter(pl.col(column) == day).collect()
+            keys = ["user_id", "rank"] if name == "candidates" else ["impression_id"]
+            rows = frame.select(sorted(set(frame.columns) - {"model_version"})).sort(keys)
+            digest.update(f"{name} {day} {tables.digest(rows)}\n".encode())
+    weights = read_json(folder / "model" / "training.json", "train")["digests"]
+    digest.update(f"{sorted(weights.items())}".encode())
+    return digest.hexdigest()
