@@ -1,7 +1,7 @@
 """Features as of the start of a day: one state, advanced day by day, serves training and scoring alike.
 
-For day D only what happened and was known before D began enters: an impression counts from the day on which it
-was received, a click and a conversion from the day on which they became known.
+For day D only what happened and was known before D began enters: an impression counts from the day on which
+it was received, a click and a conversion from the day on which they became known.
 """
 
 import datetime as dt
@@ -39,7 +39,11 @@ def initial_state(first_day: dt.date) -> FeatureState:
 
 
 def advance_state(
-    state: FeatureState, day_rows: pl.DataFrame, users: pl.DataFrame | None, items: pl.DataFrame | None, plan: FeaturePlan
+    state: FeatureState,
+    day_rows: pl.DataFrame,
+    users: pl.DataFrame | None,
+    items: pl.DataFrame | None,
+    plan: FeaturePlan,
 ) -> FeatureState:
     """Take in the interactions of the state's day and return the state as of the next day.
 
@@ -50,7 +54,9 @@ def advance_state(
         items: likewise.
         plan: the features.
     """
-    assert day_rows.is_empty() or day_rows["date"].unique().to_list() == [state.as_of], "rows of the state's day only"
+    assert day_rows.is_empty() or day_rows["date"].unique().to_list() == [state.as_of], (
+        "rows of the state's day only"
+    )
     events = _events(day_rows, plan)
     if state.pending is not None:
         events = pl.concat([state.pending, events])
@@ -60,7 +66,9 @@ def advance_state(
         counter.name: advance(state.counters.get(counter.name), partial_counts(keyed, counter), counter, 1)
         for counter in plan.counters
     }
-    sequences = advance_sequences(state.sequences, known, plan.sequence_length) if plan.sequence_length else None
+    sequences = (
+        advance_sequences(state.sequences, known, plan.sequence_length) if plan.sequence_length else None
+    )
     pending = events.filter(pl.col("known_on") > state.as_of)
     return FeatureState(state.as_of + dt.timedelta(days=1), counters, sequences, pending)
 
@@ -92,7 +100,9 @@ def _with_keys(
     return rows
 
 
-def user_features(state: FeatureState, ids: pl.DataFrame, users: pl.DataFrame | None, plan: FeaturePlan) -> pl.DataFrame:
+def user_features(
+    state: FeatureState, ids: pl.DataFrame, users: pl.DataFrame | None, plan: FeaturePlan
+) -> pl.DataFrame:
     """Return one row an id with plan.user_columns() and the columns that pair counters are keyed by.
 
     Args:
@@ -111,8 +121,10 @@ def user_features(state: FeatureState, ids: pl.DataFrame, users: pl.DataFrame | 
     return frame
 
 
-def item_features(state: FeatureState, ids: pl.DataFrame, items: pl.DataFrame | None, plan: FeaturePlan) -> pl.DataFrame:
-    """Return one row an id with plan.item_columns() and the columns that pair counters are keyed by; see `user_features`."""
+def item_features(
+    state: FeatureState, ids: pl.DataFrame, items: pl.DataFrame | None, plan: FeaturePlan
+) -> pl.DataFrame:
+    """Return one row an id with plan.item_columns() and the keys of pair counters; see `user_features`."""
     frame = _side(ids, ITEM, items)
     if plan.item_age:
         age = pl.lit(state.as_of) - pl.col("available_from")
@@ -121,13 +133,18 @@ def item_features(state: FeatureState, ids: pl.DataFrame, items: pl.DataFrame | 
 
 
 def _side(ids: pl.DataFrame, key: str, side: pl.DataFrame | None) -> pl.DataFrame:
-    return ids.select(key) if side is None else ids.select(key).join(side, on=key, how="left", maintain_order="left")
+    return (
+        ids.select(key)
+        if side is None
+        else ids.select(key).join(side, on=key, how="left", maintain_order="left")
+    )
 
 
 def _counted(frame: pl.DataFrame, level: str, state: FeatureState, plan: FeaturePlan) -> pl.DataFrame:
     start = plan.start_of(state.as_of)
     blocks = [
-        counter_features(frame, state.counters.get(counter.name), counter, start) for counter in plan.at_level(level)
+        counter_features(frame, state.counters.get(counter.name), counter, start)
+        for counter in plan.at_level(level)
     ]
     return pl.concat([frame, *blocks], how="horizontal")
 
@@ -138,7 +155,11 @@ def pair_features(state: FeatureState, rows: pl.DataFrame, plan: FeaturePlan) ->
 
 
 def example_features(
-    state: FeatureState, rows: pl.DataFrame, users: pl.DataFrame | None, items: pl.DataFrame | None, plan: FeaturePlan
+    state: FeatureState,
+    rows: pl.DataFrame,
+    users: pl.DataFrame | None,
+    items: pl.DataFrame | None,
+    plan: FeaturePlan,
 ) -> pl.DataFrame:
     """Append all features as of the state's day to interactions of that day, in their order.
 
@@ -155,5 +176,7 @@ def example_features(
     item_keep = [ITEM, *plan.item_columns(), *sorted(plan.key_columns("item") - set(plan.item_columns()))]
     joined = rows.join(user_frame.select(user_keep), on=USER, how="left", maintain_order="left")
     joined = joined.join(item_frame.select(item_keep), on=ITEM, how="left", maintain_order="left")
-    extra = (plan.key_columns("user") - set(plan.user_columns())) | (plan.key_columns("item") - set(plan.item_columns()))
+    extra = (plan.key_columns("user") - set(plan.user_columns())) | (
+        plan.key_columns("item") - set(plan.item_columns())
+    )
     return pair_features(state, joined, plan).drop(extra)

@@ -36,7 +36,9 @@ def partial_counts(known: pl.DataFrame, counter: CounterPlan) -> pl.DataFrame:
     )
 
 
-def advance(state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterPlan, days: int) -> pl.DataFrame:
+def advance(
+    state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterPlan, days: int
+) -> pl.DataFrame:
     """Return the state as of the day after the partial counts' day.
 
     Args:
@@ -55,9 +57,10 @@ def advance(state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterP
         return spread.sort(keys)
     joined = state.join(spread, on=keys, how="full", coalesce=True, suffix=":new")
     sums = [
-        (pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (days / h) + pl.col(f"{name}@{h:g}:new").fill_null(0.0)).alias(
-            f"{name}@{h:g}"
-        )
+        (
+            pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (days / h)
+            + pl.col(f"{name}@{h:g}:new").fill_null(0.0)
+        ).alias(f"{name}@{h:g}")
         for h in counter.half_lives_days
         for name in MEASURES
     ]
@@ -87,8 +90,8 @@ def counter_features(
 ) -> pl.DataFrame:
     """Compute a counter's features for rows with its key columns, in the rows' order.
 
-    Rates are smoothed towards the prior: (clicks + s * prior) / (impressions + s). An entity that was never seen
-    has 0 impressions and the prior rates; a missing key has missing features. Counts are log(1 + n).
+    Rates are smoothed towards the prior: (clicks + s * prior) / (impressions + s). An entity that was never
+    seen has 0 impressions and the prior rates; a missing key has missing features. Counts are log(1 + n).
 
     Args:
         rows: frame with the key columns.
@@ -100,7 +103,9 @@ def counter_features(
     prior = priors(state, counter)
     if state is None:
         empty = [pl.lit(0.0).alias(f"{name}@{h:g}") for h in counter.half_lives_days for name in MEASURES]
-        joined = rows.select(keys).with_columns(*empty, *(pl.lit(None, pl.Datetime("us", "UTC")).alias(t) for t in TIMES))
+        joined = rows.select(keys).with_columns(
+            *empty, *(pl.lit(None, pl.Datetime("us", "UTC")).alias(t) for t in TIMES)
+        )
     else:
         joined = rows.select(keys).join(state, on=keys, how="left", maintain_order="left")
     known = pl.all_horizontal(pl.col(key).is_not_null() for key in keys)

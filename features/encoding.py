@@ -53,7 +53,7 @@ def fit_encoder(raw: pl.LazyFrame, plan: FeaturePlan, *, min_count: int, bins: i
     multi = {name: _counts(raw.select(pl.col(name).list.explode()), name, min_count) for name in plan.multi()}
     lengths = {name: _longest(raw, name) for name in plan.multi()}
     lists = {name: (name, lengths[name]) for name in plan.multi()}
-    lists |= {name: ("item_id", plan.sequence_length) for name in plan.sequences()}
+    lists |= dict.fromkeys(plan.sequences(), ("item_id", plan.sequence_length))
     knots = {name: _quantiles(raw, name, bins) for name in plan.numeric()}
     return Encoder(vocabularies={**single, **multi}, knots=knots, lists=lists, bins=bins)
 
@@ -83,8 +83,8 @@ def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
     """Return the encodings of all features that a frame holds, in its rows' order.
 
     Returns:
-        `<name>_code` Int32 for a single value, List[Int32] of the encoder's length for a multi-valued one (padded
-        with 0 at the end), `<name>_position` Float32 for a number.
+        `<name>_code` Int32 for a single value, List[Int32] of the encoder's length for a multi-valued one
+        (padded with 0 at the end), `<name>_position` Float32 for a number.
     """
     columns: list[pl.Series] = []
     for name in frame.columns:
@@ -106,7 +106,9 @@ def _encode_single(column: pl.Series, vocabulary: list[str]) -> pl.Series:
 def _encode_list(column: pl.Series, field: str, length: int, encoder: Encoder) -> pl.Series:
     name = f"{column.name}_code"
     trimmed = column.cast(pl.List(pl.String)).fill_null([]).list.tail(length)
-    flat = trimmed.explode(empty_as_null=False) if trimmed.list.len().sum() else pl.Series([], dtype=pl.String)
+    flat = (
+        trimmed.explode(empty_as_null=False) if trimmed.list.len().sum() else pl.Series([], dtype=pl.String)
+    )
     codes = _encode_single(flat, encoder.vocabularies[field]).to_numpy()
     counts = trimmed.list.len().to_numpy().astype(np.int64)
     padded = np.zeros((len(column), length), dtype=np.int32)
@@ -122,9 +124,9 @@ def _encode_number(column: pl.Series, knots: list[float], bins: int) -> pl.Serie
     else:
         positions = np.full(len(values), np.nan)
     missing = float(bins + 1)
-    return pl.Series(f"{column.name}_position", np.where(np.isnan(values) | np.isnan(positions), missing, positions)).cast(
-        pl.Float32
-    )
+    return pl.Series(
+        f"{column.name}_position", np.where(np.isnan(values) | np.isnan(positions), missing, positions)
+    ).cast(pl.Float32)
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:

@@ -82,7 +82,11 @@ class FeaturePlan:
     def user_columns(self) -> list[str]:
         """Return the features that depend on the user alone."""
         side = [*self.users.categorical, *self.users.numeric, *self.users.multi]
-        return [*side, *(name for counter in self.at_level("user") for name in counter.features()), *self.sequences()]
+        return [
+            *side,
+            *(name for counter in self.at_level("user") for name in counter.features()),
+            *self.sequences(),
+        ]
 
     def item_columns(self) -> list[str]:
         """Return the features that depend on the item alone."""

@@ -4,12 +4,13 @@ A raw frame holds the mapped source columns under the contract's names, as text 
 kept, and `file` and `row` (1-based) of each row's origin.
 """
 
+import datetime as dt
 from dataclasses import dataclass
 
 import polars as pl
 
-EARLIEST_YEAR = 1990
-LATEST_YEAR = 2100
+EARLIEST = dt.datetime(1990, 1, 1, tzinfo=dt.UTC)
+LATEST = dt.datetime(2101, 1, 1, tzinfo=dt.UTC)
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 TIMESTAMP = pl.Datetime("us", "UTC")
 ORIGIN = ("file", "row")
@@ -46,12 +47,17 @@ def parse_expression(text: str) -> pl.Expr:
     """Parse a label expression such as `long_view AND is_click`.
 
     Raises:
-        ValueError: it is no SQL expression.
+        ValueError: it is no SQL expression, or reads no column.
     """
     try:
-        return pl.sql_expr(text)
+        expression = pl.sql_expr(text)
     except (pl.exceptions.SQLInterfaceError, pl.exceptions.SQLSyntaxError) as error:
-        raise ValueError(f"labels expression {text!r} is not valid: {error}; write it like long_view AND is_click") from None
+        raise ValueError(
+            f"labels expression {text!r} is not valid: {error}; write it like long_view AND is_click"
+        ) from None
+    if not expression.meta.root_names():
+        raise ValueError(f"labels expression {text!r} reads no column; write it like long_view AND is_click")
+    return expression
 
 
 def boolean(column: pl.Expr) -> pl.Expr:
@@ -60,8 +66,14 @@ def boolean(column: pl.Expr) -> pl.Expr:
     return pl.when(text.is_in(TRUE)).then(statement=True).when(text.is_in(FALSE)).then(statement=False)
 
 
+def number(column: pl.Expr) -> pl.Expr:
+    """Read a time as UTC: native timestamps, numbers in the unit, ISO 8601 text; others are null."""
+    values = column.cast(pl.Float64, strict=False)
+    return pl.when(values.is_finite()).then(values)
+
+
 def timestamp(column: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
-    """Read a time as UTC: native timestamps, integers in the unit, or ISO 8601 text; anything else is null."""
+    """Read a time as UTC: native timestamps, numbers in the unit, ISO 8601 text; anything else is null."""
     if isinstance(dtype, pl.Datetime):
         zoned = column if dtype.time_zone else column.dt.replace_time_zone("UTC")
         return zoned.cast(TIMESTAMP, strict=False)
@@ -71,7 +83,7 @@ def timestamp(column: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
         return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     text = column.cast(pl.String).str.strip_chars()
     return pl.coalesce(
-        text.cast(pl.Int64, strict=False).mul(MICROSECONDS[unit]).cast(TIMESTAMP, strict=False),
+        _from_number(text.cast(pl.Float64, strict=False), unit),
         text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False),
         text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False),
         text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False),
@@ -113,7 +125,7 @@ def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     given = [text("impression_id")] if "impression_id" in raw.columns else []
     times = [time(name) for name in ("event_time", "received_time", "click_known_at", "conversion_known_at")]
     unread = [
-        (raw.get_column(name).is_not_null() & raw.select(time(name)).to_series().is_null()).alias(f"{name}:unread")
+        (text(name).is_not_null() & (time(name).is_null() | _outside(time(name)))).alias(f"{name}:unread")
         for name in ("received_time", "click_known_at", "conversion_known_at")
         if name in raw.columns
     ]
@@ -124,37 +136,54 @@ def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
 def _labels(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     columns = contract.label_columns()
     values = raw.select(
-        pl.col(name).cast(pl.Float64, strict=False) if name in contract.numeric_labels else boolean(pl.col(name)).alias(name)
+        (number(pl.col(name)) if name in contract.numeric_labels else boolean(pl.col(name))).alias(name)
         for name in columns
     )
     unread = pl.concat_str(
-        [pl.when(values[name].is_null()).then(pl.lit(name)) for name in columns], separator=", ", ignore_nulls=True
+        [pl.when(values[name].is_null()).then(pl.lit(name)) for name in columns],
+        separator=", ",
+        ignore_nulls=True,
     )
-    return values.select(
-        parse_expression(contract.click).cast(pl.Boolean).alias("click"),
-        parse_expression(contract.conversion).cast(pl.Boolean).alias("conversion"),
-        unread.alias("labels:unread"),
-    )
+    rules = {"click": contract.click, "conversion": contract.conversion}
+    try:
+        return values.select(
+            *(parse_expression(rule).cast(pl.Boolean).alias(label) for label, rule in rules.items()),
+            unread.alias("labels:unread"),
+        )
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"labels {rules} cannot be computed: {reason}; name columns that hold numbers in labels.numeric"
+        ) from None
 
 
 def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
     """Return the first broken rule of each row, null where none is broken."""
-    unread = [name for name in typed.columns if name.endswith(":unread") and name != "labels:unread"]
     time = pl.col("event_time")
-    rule = pl.when(pl.col("user_id").is_null()).then(pl.lit("user_id is empty"))
-    rule = rule.when(pl.col("item_id").is_null()).then(pl.lit("item_id is empty"))
-    rule = rule.when(time.is_null()).then(pl.lit("event_time is empty or no time"))
-    outside = (time.dt.year() < EARLIEST_YEAR) | (time.dt.year() > LATEST_YEAR)
-    hint = f"event_time is outside {EARLIEST_YEAR} to {LATEST_YEAR}: is source.time_unit = '{contract.time_unit}' right?"
-    rule = rule.when(outside).then(pl.lit(hint))
-    if "impression_id" in typed.columns:
-        rule = rule.when(pl.col("impression_id").is_null()).then(pl.lit("impression_id is empty"))
-    for name in unread:
-        rule = rule.when(pl.col(name)).then(pl.lit(f"{name.removesuffix(':unread')} is no time"))
-    readable = pl.col("click").is_not_null() & pl.col("conversion").is_not_null()
-    rule = rule.when(~readable).then(pl.concat_str(pl.lit("label is neither true nor false: "), pl.col("labels:unread")))
-    rule = rule.when(pl.col("received_time") < time).then(pl.lit("received_time is before event_time"))
-    return rule.when(pl.col("conversion") & ~pl.col("click")).then(pl.lit("conversion without a click"))
+    unit = f"is source.time_unit = '{contract.time_unit}' right?"
+    outside = f"event_time is outside {EARLIEST.year} to {LATEST.year - 1}: {unit}"
+    unread = [name for name in typed.columns if name.endswith(":unread") and name != "labels:unread"]
+    impression = [("impression_id is empty", pl.col("impression_id").is_null())]
+    rules = [
+        ("user_id is empty", pl.col("user_id").is_null()),
+        ("item_id is empty", pl.col("item_id").is_null()),
+        ("event_time is empty or no time", time.is_null()),
+        (outside, _outside(time)),
+        *(impression if "impression_id" in typed.columns else []),
+        *((f"{name.removesuffix(':unread')} is no time", pl.col(name)) for name in unread),
+    ]
+    unlabelled = pl.col("click").is_null() | pl.col("conversion").is_null()
+    named = [pl.lit("label is neither true nor false: "), pl.col("labels:unread")]
+    return pl.coalesce(
+        *(pl.when(broken).then(pl.lit(reason)) for reason, broken in rules),
+        pl.when(unlabelled).then(pl.concat_str(named, ignore_nulls=True)),
+        pl.when(pl.col("received_time") < time).then(pl.lit("received_time is before event_time")),
+        pl.when(pl.col("conversion") & ~pl.col("click")).then(pl.lit("conversion without a click")),
+    )
+
+
+def _outside(time: pl.Expr) -> pl.Expr:
+    return (time < EARLIEST) | (time >= LATEST)
 
 
 def _interactions(typed: pl.DataFrame, contract: Contract) -> pl.DataFrame:
@@ -189,9 +218,9 @@ def deduplicate(day: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
         values, of which the first (by file and row) is kept.
     """
     values = [name for name in day.columns if name not in ORIGIN]
-    ordered = day.sort(*ORIGIN)
-    distinct = ordered.unique(values, keep="first", maintain_order=True)
+    ordered = day.sort(*ORIGIN, maintain_order=True)
+    distinct = ordered.unique(values, keep="first", maintain_order=True).with_row_index(":place")
     kept = distinct.unique(["impression_id"], keep="first", maintain_order=True)
-    repeats = distinct.join(kept.select(ORIGIN), on=ORIGIN, how="anti")
-    kept = kept.sort("event_time", "user_id", "item_id", "impression_id")
+    repeats = distinct.join(kept.select(":place"), on=":place", how="anti").drop(":place")
+    kept = kept.drop(":place").sort("event_time", "user_id", "item_id", "impression_id")
     return kept, day.height - distinct.height, repeats

@@ -17,10 +17,13 @@ def advance_sequences(state: pl.DataFrame | None, known: pl.DataFrame, length: i
     """
     ordered = known.filter(pl.col("kind") != "impression").sort("known_at", ITEM)
     today = ordered.group_by(USER, maintain_order=True).agg(
-        pl.col(ITEM).filter(pl.col("kind") == kind).alias(f"last_{action}_items") for action, kind in KINDS.items()
+        pl.col(ITEM).filter(pl.col("kind") == kind).alias(f"last_{action}_items")
+        for action, kind in KINDS.items()
     )
     if state is None:
-        joined = today.with_columns(pl.col(f"last_{action}_items").alias(f"last_{action}_items:new") for action in ACTIONS)
+        joined = today.with_columns(
+            pl.col(f"last_{action}_items").alias(f"last_{action}_items:new") for action in ACTIONS
+        )
         joined = joined.with_columns(
             pl.lit([], dtype=pl.List(pl.String)).alias(f"last_{action}_items") for action in ACTIONS
         )
@@ -31,7 +34,8 @@ def advance_sequences(state: pl.DataFrame | None, known: pl.DataFrame, length: i
         USER,
         *(
             pl.concat_list(
-                pl.col(f"last_{action}_items").fill_null(empty), pl.col(f"last_{action}_items:new").fill_null(empty)
+                pl.col(f"last_{action}_items").fill_null(empty),
+                pl.col(f"last_{action}_items:new").fill_null(empty),
             )
             .list.tail(length)
             .alias(f"last_{action}_items")

@@ -124,12 +124,11 @@ class LinearScorer(nn.Module):
         columns = _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
         self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=TASKS)
         self.inputs = InputLayer(columns, bins=spec.bins, embedding_width=TASKS, numeric_width=TASKS)
-        self.bias_T = nn.Parameter(torch.zeros(TASKS))
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T)."""
         weights_BCT: Tensor = self.inputs(features, self.table).unflatten(1, (-1, TASKS))
-        return weights_BCT.sum(1) + self.bias_T
+        return weights_BCT.sum(1)
 
 
 class Ranker(nn.Module):
@@ -144,11 +143,23 @@ class Ranker(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             self.scorer = LinearScorer(spec) if spec.body == LINEAR else DeepScorer(spec)
+        self.bias_T = nn.Parameter(torch.zeros(TASKS))
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T) float32; the context is part of them."""
-        logits_BT: Tensor = self.scorer(features)
+        logits_BT: Tensor = self.scorer(features) + self.bias_T
         return logits_BT
+
+    def start_at(self, *, click_rate: float, conversion_rate: float) -> None:
+        """Sets the bias so that an untrained ranker predicts the base rates, both strictly between 0 and 1.
+
+        Without it rare tasks spend their first steps on learning that they are rare.
+        """
+        rates_T = torch.tensor([click_rate, conversion_rate], dtype=torch.float64)
+        if not bool(((rates_T > 0) & (rates_T < 1)).all()):
+            raise ValueError(f"base rates are {click_rate} and {conversion_rate}, expected both between 0 and 1")
+        with torch.no_grad():
+            self.bias_T.copy_(torch.logit(rates_T))
 
     def gates(self, features: Features) -> list[Tensor]:
         """Returns the experts' weights (B, N, E) of N gates level by level; none for a body without gates."""

@@ -24,13 +24,21 @@ class Section(BaseModel):
 class Columns(Section):
     """Names of the source's columns for what the contract needs."""
 
-    user: str = Field("user_id", description="column with the user's id")
-    item: str = Field("item_id", description="column with the item's id")
-    event_time: str = Field("event_time", description="time of the impression")
-    received_time: str | None = Field(None, description="when the impression was known; default: event_time")
-    impression: str | None = Field(None, description="id of the impression; default: user, item and time")
-    click_known_at: str | None = Field(None, description="when the click was known; default: received_time")
-    conversion_known_at: str | None = Field(None, description="when the conversion was known; likewise")
+    user: str = Field(default="user_id", description="column with the user's id")
+    item: str = Field(default="item_id", description="column with the item's id")
+    event_time: str = Field(default="event_time", description="time of the impression")
+    received_time: str | None = Field(
+        default=None, description="when the impression was known; default: event_time"
+    )
+    impression: str | None = Field(
+        default=None, description="id of the impression; default: user, item and time"
+    )
+    click_known_at: str | None = Field(
+        default=None, description="when the click was known; default: received_time"
+    )
+    conversion_known_at: str | None = Field(
+        default=None, description="when the conversion was known; likewise"
+    )
 
 
 class Source(Section):
@@ -38,10 +46,14 @@ class Source(Section):
 
     interactions: str = Field(description="glob of CSV, JSONL (plain, gz, zst) or Parquet files")
     columns: Columns = Columns()
-    time_unit: Literal["s", "ms", "us"] = Field("us", description="unit of event times that are integers")
-    time_zone: str = Field("UTC", description="time zone of the business day, an IANA name")
-    max_quarantine_share: Share = Field(0.01, description="share of quarantined rows that stops the run")
-    accepted_empty_days: list[dt.date] = Field([], description="days that are known to have no rows")
+    time_unit: Literal["s", "ms", "us"] = Field(
+        default="us", description="unit of event times that are integers"
+    )
+    time_zone: str = Field(default="UTC", description="time zone of the business day, an IANA name")
+    max_quarantine_share: Share = Field(
+        default=0.01, description="share of quarantined rows that stops the run"
+    )
+    accepted_empty_days: list[dt.date] = Field(default=[], description="days that are known to have no rows")
 
     @field_validator("time_zone")
     @classmethod
@@ -57,28 +69,30 @@ class Source(Section):
 class Labels(Section):
     """What counts as a click and as a conversion, as SQL expressions over label columns."""
 
-    click: str = Field("click", description="boolean expression, such as is_click")
-    conversion: str = Field("conversion", description="such as long_view AND is_click")
-    numeric: list[str] = Field([], description="label columns that hold numbers, such as a rating")
+    click: str = Field(default="click", description="boolean expression, such as is_click")
+    conversion: str = Field(default="conversion", description="such as long_view AND is_click")
+    numeric: list[str] = Field(default=[], description="label columns that hold numbers, such as a rating")
 
 
 class SideTable(Section):
     """A table of users or of items with one row an id."""
 
-    file: str | None = Field(None, description="CSV, JSONL or Parquet file, relative to --source")
+    file: str | None = Field(default=None, description="CSV, JSONL or Parquet file, relative to --source")
     id: str = Field(description="column with the id")
     categorical: list[str] = []
     numeric: list[str] = []
-    multi: dict[str, str] = Field({}, description="multi-valued text columns and their separators")
-    available_from: str | None = Field(None, description="column with the first day of an item")
-    available_until: str | None = Field(None, description="column with the last day of an item")
+    multi: dict[str, str] = Field(default={}, description="multi-valued text columns and their separators")
+    available_from: str | None = Field(default=None, description="column with the first day of an item")
+    available_until: str | None = Field(default=None, description="column with the last day of an item")
 
 
 class Context(Section):
     """What is known at the impression and unknown when a batch job scores."""
 
-    columns: dict[str, str] = Field({}, description="column = reference value used at scoring")
-    hour: int | None = Field(None, ge=0, le=23, description="adds the local hour; its reference value")
+    columns: dict[str, str] = Field(default={}, description="column = reference value used at scoring")
+    hour: int | None = Field(
+        default=None, ge=0, le=23, description="adds the local hour; its reference value"
+    )
 
     def references(self) -> dict[str, str]:
         """Return the reference value of each context column, the hour included."""
@@ -89,9 +103,11 @@ class Context(Section):
 class Counter(Section):
     """Decayed counts of impressions, clicks and conversions for each value of some keys."""
 
-    keys: list[str] = Field(min_length=1, description="user_id, item_id, side, first_<multi>, context columns")
-    half_lives_days: list[Rate] = Field([7.0], min_length=1)
-    smoothing: Rate = Field(20.0, description="impressions (or clicks) that the prior rate is worth")
+    keys: list[str] = Field(
+        min_length=1, description="user_id, item_id, side, first_<multi>, context columns"
+    )
+    half_lives_days: list[Rate] = Field(default=[7.0], min_length=1)
+    smoothing: Rate = Field(default=20.0, description="impressions (or clicks) that the prior rate is worth")
     recency: bool = Field(default=False, description="adds hours since the last impression and click")
 
 
@@ -99,10 +115,14 @@ class Features(Section):
     """Declared features; each is known before the day it serves."""
 
     counters: list[Counter] = []
-    sequence_length: int = Field(10, ge=0, description="last clicked and converted items; 0 switches off")
+    sequence_length: int = Field(
+        default=10, ge=0, description="last clicked and converted items; 0 switches off"
+    )
     item_age: bool = Field(default=False, description="needs items.available_from")
-    min_count: Positive = Field(2, description="training rows that an id needs for an embedding of its own")
-    bins: int = Field(20, ge=1, le=200, description="quantile bins of a numeric feature")
+    min_count: Positive = Field(
+        default=2, description="training rows that an id needs for an embedding of its own"
+    )
+    bins: int = Field(default=20, ge=1, le=200, description="quantile bins of a numeric feature")
 
 
 class Model(Section):
@@ -126,9 +146,9 @@ class Training(Section):
     batch_size: Positive = 2048
     learning_rate: Rate = 1e-3
     embedding_learning_rate: Rate = 1e-3
-    baseline_learning_rate: Rate = Field(5e-3, description="of the logistic-regression baseline")
-    weight_decay: float = Field(0.0, ge=0)
-    conversion_weight: Rate = Field(1.0, description="weight of the click-and-conversion loss")
+    baseline_learning_rate: Rate = Field(default=5e-3, description="of the logistic-regression baseline")
+    weight_decay: float = Field(default=0.0, ge=0)
+    conversion_weight: Rate = Field(default=1.0, description="weight of the click-and-conversion loss")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -151,8 +171,8 @@ class Retrieval(Section):
 
     candidates: Positive = 200
     index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
-    exact_below: Positive = Field(50_000, description="items under which 'auto' is exact")
-    conversion_weight: Share = Field(0.5, description="blend of the click and the conversion space")
+    exact_below: Positive = Field(default=50_000, description="items under which 'auto' is exact")
+    conversion_weight: Share = Field(default=0.5, description="blend of the click and the conversion space")
     filter_seen: Literal["none", "impression", "click", "conversion"] = "click"
 
 
@@ -161,18 +181,24 @@ class Ranking(Section):
 
     list_length: Positive = 50
     weights: dict[Literal["p_click", "p_conversion", "p_click_and_conversion"], float] = Field(
-        {"p_click_and_conversion": 1.0}, min_length=1, description="score = weighted sum of probabilities"
+        default={"p_click_and_conversion": 1.0},
+        min_length=1,
+        description="score = weighted sum of probabilities",
     )
-    scored_for: dt.date | None = Field(None, description="default: the day after the last test day")
+    scored_for: dt.date | None = Field(default=None, description="default: the day after the last test day")
 
 
 class Evaluation(Section):
     """What the morning report holds."""
 
     ks: list[Positive] = [10, 50]
-    replicates: int = Field(200, ge=20)
-    truth: str | None = Field(None, description="file with impression_id, p_click, p_conversion (simulator)")
-    world: str | None = Field(None, description="the simulator's world, for expected conversions of lists")
+    replicates: int = Field(default=200, ge=20)
+    truth: str | None = Field(
+        default=None, description="file with impression_id, p_click, p_conversion (simulator)"
+    )
+    world: str | None = Field(
+        default=None, description="the simulator's world, for expected conversions of lists"
+    )
 
     @field_validator("ks")
     @classmethod
@@ -185,9 +211,9 @@ class Evaluation(Section):
 class Tracking(Section):
     """Where MLflow keeps runs and models."""
 
-    uri: str | None = Field(None, description="default: SQLite in the workspace")
+    uri: str | None = Field(default=None, description="default: SQLite in the workspace")
     experiment: str = "counterpoise"
-    model: str = Field("counterpoise", description="name of the registered model")
+    model: str = Field(default="counterpoise", description="name of the registered model")
 
 
 Range = tuple[dt.date, dt.date]
@@ -205,7 +231,7 @@ class Config(Section):
     """A whole run."""
 
     name: str = Field(description="name of the data set; a workspace holds one")
-    seed: int = Field(1, ge=0)
+    seed: int = Field(default=1, ge=0)
     source: Source
     labels: Labels = Labels()
     users: SideTable = SideTable(id="user_id")
@@ -241,6 +267,20 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+RESERVED = (
+    "user_id",
+    "item_id",
+    "impression_id",
+    "event_time",
+    "received_time",
+    "date",
+    "click",
+    "conversion",
+    "click_known_at",
+    "conversion_known_at",
+)
+
+
 def side_columns(table: SideTable) -> list[str]:
     """Return the feature columns of a side table, multi-valued ones by their own and their first value."""
     return [*table.categorical, *table.numeric, *table.multi, *(f"first_{name}" for name in table.multi)]
@@ -248,14 +288,16 @@ def side_columns(table: SideTable) -> list[str]:
 
 def _clashes(config: Config) -> list[str]:
     names = [
-        "user_id",
-        "item_id",
+        *RESERVED,
         *side_columns(config.users),
         *side_columns(config.items),
         *config.context.references(),
     ]
     repeated = sorted({name for name in names if names.count(name) > 1})
-    return [f"column '{name}' is declared twice (users, items, context): rename one" for name in repeated]
+    return [
+        f"column '{name}' is declared twice or is the pipeline's own: rename it (users, items, context)"
+        for name in repeated
+    ]
 
 
 def _unknown_keys(config: Config) -> list[str]:
@@ -266,7 +308,9 @@ def _unknown_keys(config: Config) -> list[str]:
         *(name for name in side_columns(config.items) if name not in config.items.numeric),
         *config.context.references(),
     } - {*config.users.multi, *config.items.multi}
-    return [
+    counters = [tuple(sorted(counter.keys)) for counter in config.features.counters]
+    repeated = sorted({keys for keys in counters if counters.count(keys) > 1 or len(set(keys)) < len(keys)})
+    return [f"features.counters keys {list(keys)} are repeated: keep one" for keys in repeated] + [
         f"features.counters key '{key}' is not a declared column: expected one of {sorted(known)}"
         for counter in config.features.counters
         for key in counter.keys
@@ -283,7 +327,9 @@ def load_config(path: Path, overrides: dict[str, Any]) -> Config:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"config {path} does not exist: give --config a file such as examples/simulated.toml") from None
+        raise ValueError(
+            f"config {path} does not exist: give --config a file such as examples/simulated.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config {path} is not TOML: {error}") from None
     for key, value in overrides.items():
@@ -324,7 +370,9 @@ def explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"
-        shown = "" if item["type"] in {"missing", "value_error"} and not item["loc"] else f" = {item['input']!r}"
+        shown = (
+            "" if item["type"] in {"missing", "value_error"} and not item["loc"] else f" = {item['input']!r}"
+        )
         if item["type"] == "missing":
             shown = ""
         if item["type"] == "extra_forbidden":

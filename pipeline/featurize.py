@@ -1,4 +1,4 @@
-"""Featurize: point-in-time features of every day, the encoder fitted on training days, and states to score with."""
+"""Featurize: point-in-time features of each day, an encoder fitted on training days, states for scoring."""
 
 import datetime as dt
 import shutil
@@ -75,8 +75,8 @@ def side_frame(workspace: Workspace, name: str, table: SideTable) -> pl.DataFram
 def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Write tables/examples, and the encoder, states and raw test rows of the run.
 
-    One pass over the days: the state as of a day makes its raw features, then takes in its interactions. Memory
-    holds a day, the states and, while the encoder is fitted, one column of the training days.
+    One pass over the days: the state as of a day makes its raw features, then takes in its interactions.
+    Memory holds a day, the states and, while the encoder is fitted, one column of the training days.
     """
     plan = plan_of(config)
     with replaced_folder(run_folder(config, workspace, days) / "features") as folder:
@@ -111,11 +111,17 @@ def _raw_days(config: Config, workspace: Workspace, days: Days, plan: FeaturePla
             save_state(state, folder / f"state-{day}")
         if day > days.test[-1]:
             break
-        today = interactions.filter(pl.col("date") == day).collect().sort("event_time", "user_id", "item_id", "impression_id")
+        today = (
+            interactions.filter(pl.col("date") == day)
+            .collect()
+            .sort("event_time", "user_id", "item_id", "impression_id")
+        )
         rows += today.height
         if day in wanted:
             kept = today.select(*KEPT, *plan.context)
-            example_features(state, kept, users, items, plan).write_parquet(folder / "spill" / f"{day}.parquet")
+            example_features(state, kept, users, items, plan).write_parquet(
+                folder / "spill" / f"{day}.parquet"
+            )
         state = advance_state(state, today, users, items, plan)
     return rows
 
@@ -145,7 +151,8 @@ def load_state(folder: Path, day: dt.date) -> FeatureState:
     if not path.is_dir():
         raise ValueError(f"{path} does not exist: run `counterpoise featurize` first with the same options")
     counters = {
-        file.stem.removeprefix("counter-"): pl.read_parquet(file) for file in sorted(path.glob("counter-*.parquet"))
+        file.stem.removeprefix("counter-"): pl.read_parquet(file)
+        for file in sorted(path.glob("counter-*.parquet"))
     }
     sequences = path / "sequences.parquet"
     return FeatureState(day, counters, pl.read_parquet(sequences) if sequences.exists() else None, None)

@@ -3,7 +3,6 @@
 import datetime as dt
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def contract_of(config: Config) -> Contract:
 def ingest(config: Config, workspace: Workspace, source: Path) -> Outcome:
     """Write tables/interactions, tables/quarantine, tables/users and tables/items from a source.
 
-    Text is read in chunks and spilled by business day; a day at a time is deduplicated, so memory holds one day.
+    Text is read in chunks and spilled by business day; a day at a time is deduplicated, so memory holds one.
     Nothing is committed before all of the source has been read and checked.
 
     Raises:
@@ -155,16 +154,23 @@ def _deduplicate_day(date: dt.date, intake: Intake) -> None:
 
 def _check_quarantine(config: Config, intake: Intake) -> None:
     if intake.rows == 0:
-        raise ValueError(f"source {config.source.interactions} has no rows: correct --source or wait for the log")
+        raise ValueError(
+            f"source {config.source.interactions} has no rows: correct --source or wait for the log"
+        )
     rejected = sum(frame.height for frame in intake.rejected)
     if rejected == 0:
         return
     first = intake.rejected[0].row(0, named=True)
     reasons = "; ".join(f"{reason}: {count}" for reason, count in quarantine_reasons(intake).items())
-    found = f"{rejected} of {intake.rows} rows are quarantined ({reasons}), the first in {first['file']} row {first['row']}"
+    where = f"the first in {first['file']} row {first['row']}"
+    found = f"{rejected} of {intake.rows} rows are quarantined ({reasons}), {where}"
     ceiling = config.source.max_quarantine_share
+    if not intake.parts:
+        raise ValueError(f"{found}: no row is left; correct the source or the column mapping")
     if rejected > ceiling * intake.rows:
-        raise ValueError(f"{found}: above source.max_quarantine_share = {ceiling}; correct the source or raise the share")
+        raise ValueError(
+            f"{found}: above source.max_quarantine_share = {ceiling}; correct the source or raise the share"
+        )
     LOG.warning("ingest: %s; they lie in tables/quarantine", found)
 
 
@@ -174,40 +180,53 @@ def _check_days(config: Config, intake: Intake) -> None:
     empty = sorted(every - set(dates) - set(config.source.accepted_empty_days))
     if empty:
         raise ValueError(
-            f"source has no rows on {', '.join(map(str, empty[:5]))} ({len(empty)} days between {dates[0]} and "
-            f"{dates[-1]}): restore them or list them in source.accepted_empty_days"
+            f"source has no rows on {', '.join(map(str, empty[:5]))} ({len(empty)} days between "
+            f"{dates[0]} and {dates[-1]}): restore them or list them in source.accepted_empty_days"
         )
 
 
 def _check_labels(config: Config, intake: Intake) -> None:
     labels = pl.scan_parquet([path for paths in intake.parts.values() for path in paths])
-    counts = labels.select(pl.len().alias("rows"), pl.col("click", "conversion").sum()).collect().row(0, named=True)
+    counts = (
+        labels.select(pl.len().alias("rows"), pl.col("click", "conversion").sum())
+        .collect()
+        .row(0, named=True)
+    )
     for label, rule in (("click", config.labels.click), ("conversion", config.labels.conversion)):
         if counts[label] in {0, counts["rows"]}:
             raise ValueError(
-                f"labels.{label} = {rule!r} is true on {counts[label]} of {counts['rows']} rows: both classes are needed; "
-                "correct the expression or the source"
+                f"labels.{label} = {rule!r} is true on {counts[label]} of {counts['rows']} rows: both "
+                "classes are needed; correct the expression or the source"
             )
 
 
 def _check_data_set(config: Config, workspace: Workspace) -> None:
     table = workspace.table("interactions")
     if tables.exists(table) and (kept := tables.metadata(table).get("data_set")) != config.name:
-        raise ValueError(f"workspace {workspace.root} holds the data set {kept!r}, not {config.name!r}: give another --workspace")
+        raise ValueError(
+            f"workspace {workspace.root} holds the data set {kept!r}, not {config.name!r}: "
+            "give another --workspace"
+        )
 
 
 def _commit(config: Config, workspace: Workspace, intake: Intake, sides: dict[str, pl.DataFrame]) -> Outcome:
     note = {"data_set": config.name, "config_digest": config.digest()}
     quarantine = pl.concat([pl.DataFrame(schema=QUARANTINE_SCHEMA), *intake.rejected])
+    dates = sorted(intake.parts)  # the one write that may be refused, hence the first
+    frames = (pl.read_parquet(intake.parts[date][0]) for date in dates)
+    rows = tables.write_days(workspace.table("interactions"), frames, dates, note=note)
     tables.write_all(workspace.table("quarantine"), quarantine, note)
     for name, frame in sides.items():
         tables.write_all(workspace.table(name), frame, note)
-    dates = sorted(intake.parts)
-    frames: Iterator[pl.DataFrame] = (pl.read_parquet(intake.parts[date][0]) for date in dates)
-    rows = tables.write_days(workspace.table("interactions"), frames, dates, note=note)
-    assert rows + quarantine.height + intake.duplicates == intake.rows, "every row is kept, quarantined or a duplicate"
+    assert rows + quarantine.height + intake.duplicates == intake.rows, (
+        "every row is kept, quarantined or a duplicate"
+    )
     return Outcome(
         rows_in=intake.rows,
         rows_out=rows,
-        notes={"duplicates": intake.duplicates, "quarantined": quarantine.height, "reasons": quarantine_reasons(intake)},
+        notes={
+            "duplicates": intake.duplicates,
+            "quarantined": quarantine.height,
+            "reasons": quarantine_reasons(intake),
+        },
     )

@@ -5,6 +5,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 CHUNK_BYTES = 16 * 2**20
 CHUNK_ROWS = 262_144
+BROKEN = ":broken"
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
 
 
@@ -26,7 +28,9 @@ def find_files(source: Path, pattern: str) -> list[Path]:
         raise ValueError(f"source {source} is not a folder: give --source the folder that holds {pattern}")
     files = sorted(path for path in source.glob(pattern) if path.is_file())
     if not files:
-        raise ValueError(f"source {source} has no file {pattern}: correct --source or the file's name in the config")
+        raise ValueError(
+            f"source {source} has no file {pattern}: correct --source or the file's name in the config"
+        )
     for path in files:
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"{path}: expected a file that ends in one of {', '.join(SUFFIXES)}")
@@ -52,20 +56,35 @@ def read_chunks(path: Path, columns: dict[str, list[str]]) -> Iterator[pl.DataFr
         for chunk in _chunks(path, list(columns)):
             missing = [name for name in columns if name not in chunk.columns]
             if missing:
-                found = ", ".join(sorted(set(chunk.columns) - {"broken"}))
-                raise ValueError(f"{path}: column {missing[0]!r} is missing (found: {found}); correct the column mapping")
-            broken = [pl.col("broken")] if "broken" in chunk.columns else [pl.lit(None, pl.String).alias("broken")]
+                found = ", ".join(sorted(set(chunk.columns) - {BROKEN})) or "none"
+                raise ValueError(
+                    f"{path}: column {missing[0]!r} is missing (found: {found}); correct the column mapping"
+                )
+            broken = pl.col(BROKEN) if BROKEN in chunk.columns else pl.lit(None, pl.String)
             numbered = chunk.select(
-                *(pl.col(name).alias(wanted) for name, all_wanted in columns.items() for wanted in all_wanted),
-                *broken,
+                *(
+                    pl.col(name).alias(wanted)
+                    for name, all_wanted in columns.items()
+                    for wanted in all_wanted
+                ),
+                broken.alias("broken"),
                 pl.lit(path.name).alias("file"),
                 pl.int_range(row + 1, row + 1 + pl.len(), dtype=pl.Int64).alias("row"),
             )
             row += chunk.height
             yield numbered
-    except (gzip.BadGzipFile, EOFError, zlib.error, pl.exceptions.PolarsError, pa.ArrowException, UnicodeError) as error:
+    except (
+        gzip.BadGzipFile,
+        EOFError,
+        zlib.error,
+        pl.exceptions.PolarsError,
+        pa.ArrowException,
+        UnicodeError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read after row {row}: {reason}; restore the file or remove it") from error
+        raise ValueError(
+            f"{path}: cannot be read after row {row}: {reason}; restore the file or remove it"
+        ) from error
 
 
 def _chunks(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
@@ -80,9 +99,9 @@ def _chunks(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
 
 
 def _parquet(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
-    with pq.ParquetFile(path) as file:
+    with _corrupt_is_eof(), pq.ParquetFile(path) as file:
         present = [name for name in columns if name in file.schema_arrow.names]
-        if len(present) < len(columns):
+        if len(present) < len(columns) or file.metadata.num_rows == 0:
             yield pl.DataFrame({name: [] for name in file.schema_arrow.names})
         for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=present):
             frame = pl.from_arrow(batch)
@@ -90,22 +109,28 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
             yield frame
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield blocks of whole lines, decompressed as they are read."""
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    rest = b""
+@contextmanager
+def _corrupt_is_eof() -> Iterator[None]:
+    """Tell a corrupt file, an OSError without a number in arrow, from a disk or a permission that fails."""
     try:
-        with pa.input_stream(str(path), compression=compression) as stream:
-            while block := stream.read(CHUNK_BYTES):
-                block = rest + block
-                end = block.rfind(b"\n") + 1
-                rest = block[end:]
-                if end:
-                    yield block[:end]
+        yield
     except OSError as error:
         if error.errno is not None:
             raise
         raise EOFError(str(error)) from error
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield blocks of whole lines, decompressed as they are read."""
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    rest = b""
+    with _corrupt_is_eof(), pa.input_stream(str(path), compression=compression) as stream:
+        while block := stream.read(CHUNK_BYTES):
+            block = rest + block
+            end = block.rfind(b"\n") + 1
+            rest = block[end:]
+            if end:
+                yield block[:end]
     if rest:
         yield rest
 
@@ -127,8 +152,8 @@ def _jsonl(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
     for block in _blocks(path):
         if not known:
             known = _keys(block)
-            if missing := [name for name in columns if name not in known]:
-                yield pl.DataFrame({name: [] for name in known or {missing[0] + "?"}})
+            if not known.issuperset(columns):
+                yield pl.DataFrame({name: [] for name in known})
         try:
             yield pl.read_ndjson(io.BytesIO(block), schema=schema)
         except pl.exceptions.PolarsError:
@@ -153,15 +178,17 @@ def _object(line: bytes) -> dict[str, object] | None:
 
 
 def _line_by_line(block: bytes, columns: list[str]) -> pl.DataFrame:
-    """Read what can be read of a block that holds broken lines; the others carry their first 200 characters."""
+    """Read what can be read of a block with broken lines; those carry their first 200 characters."""
     rows: list[dict[str, str | None]] = []
     for line in block.splitlines():
+        if not line.strip():
+            continue
         values = _object(line)
         if values is None:
-            rows.append({"broken": line[:200].decode("utf-8", errors="replace")})
+            rows.append({BROKEN: line[:200].decode("utf-8", errors="replace")})
         else:
             rows.append({name: _text(values.get(name)) for name in columns})
-    return pl.DataFrame(rows, schema={**dict.fromkeys(columns, pl.String), "broken": pl.String})
+    return pl.DataFrame(rows, schema={**dict.fromkeys(columns, pl.String), BROKEN: pl.String})
 
 
 def _text(value: object) -> str | None:

@@ -42,7 +42,10 @@ def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) ->
         *(_text(name) for name in table.categorical),
         *(_number(path, raw, name) for name in table.numeric),
         *(_multi(name, separator) for name, separator in table.multi.items()),
-        *(_multi(name, separator).list.first().alias(f"first_{name}") for name, separator in table.multi.items()),
+        *(
+            _multi(name, separator).list.first().alias(f"first_{name}")
+            for name, separator in table.multi.items()
+        ),
         *(_date(path, raw, name, time_unit) for name, column in times if column),
     )
     assert frame.height == raw.height, "a side table loses no row"
@@ -75,30 +78,36 @@ def _check_ids(path: Path, raw: pl.DataFrame, key: str) -> None:
         value = repeated[key][0]
         first, second = repeated.filter(pl.col(key) == value)["row"].to_list()[:2]
         raise ValueError(
-            f"{path}: {key} {value!r} stands in rows {first} and {second} ({repeated[key].n_unique()} ids are repeated); "
-            "keep one row an id"
+            f"{path}: {key} {value!r} stands in rows {first} and {second} ({repeated[key].n_unique()} ids "
+            "are repeated); keep one row an id"
         )
 
 
 def _number(path: Path, raw: pl.DataFrame, name: str) -> pl.Series:
     column = raw.get_column(name)
     numbers = raw.select(
-        _text(name).cast(pl.Float64, strict=False) if column.dtype == pl.String else pl.col(name).cast(pl.Float64)
+        _text(name).cast(pl.Float64, strict=False)
+        if column.dtype == pl.String
+        else pl.col(name).cast(pl.Float64)
     ).to_series()
     blank = column.is_null() | (column.cast(pl.String).str.strip_chars() == "")
     wrong = raw.filter((numbers.is_null() & ~blank) | ~numbers.is_finite().fill_null(value=True))
     if wrong.height:
         raise ValueError(
-            f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no finite number ({wrong.height} such rows); "
-            "correct it, or leave it empty where it is missing"
+            f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no finite number ({wrong.height} "
+            "such rows); correct it, or leave it empty where it is missing"
         )
     return numbers
 
 
 def _date(path: Path, raw: pl.DataFrame, name: str, time_unit: str) -> pl.Series:
-    parsed = raw.select(timestamp(pl.col(name), raw.schema[name], time_unit).dt.date().alias(name)).to_series()
+    parsed = raw.select(
+        timestamp(pl.col(name), raw.schema[name], time_unit).dt.date().alias(name)
+    ).to_series()
     given = raw.get_column(name).cast(pl.String)
     wrong = raw.filter(given.is_not_null() & (given != "") & parsed.is_null())
     if wrong.height:
-        raise ValueError(f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no date; write YYYY-MM-DD")
+        raise ValueError(
+            f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no date; write YYYY-MM-DD"
+        )
     return parsed

@@ -20,7 +20,9 @@ class Days:
         return [*self.train, *self.validation, *self.test]
 
 
-def resolve_days(split: Split, present: list[dt.date], date: dt.date | None, scored_for: dt.date | None) -> Days:
+def resolve_days(
+    split: Split, present: list[dt.date], date: dt.date | None, scored_for: dt.date | None
+) -> Days:
     """Fill in the default split: the last day tests, the day before validates, all before train.
 
     Args:
@@ -30,7 +32,7 @@ def resolve_days(split: Split, present: list[dt.date], date: dt.date | None, sco
         scored_for: day of the lists, or None for the day after the last test day.
 
     Raises:
-        ValueError: a part has no rows, parts overlap or are out of order, or a list would be for a test day's past.
+        ValueError: a part has no rows, parts overlap or are out of order, or lists would be for another time.
     """
     if not present:
         raise ValueError("tables/interactions has no days: run `counterpoise ingest` first")
@@ -42,13 +44,16 @@ def resolve_days(split: Split, present: list[dt.date], date: dt.date | None, sco
     validation = _range(split.validation, usable) if split.validation else before_test[-1:]
     before_validation = [day for day in usable if validation and day < validation[0]]
     train = _range(split.train, usable) if split.train else before_validation
-    for name, part in (("train", train), ("validation", validation), ("test", test)):
+    for name, part in (("test", test), ("validation", validation), ("train", train)):
         if not part:
-            raise ValueError(f"split.{name} has no day with rows: the table holds {usable[0]} to {usable[-1]}; at least 3 days are needed")
+            raise ValueError(
+                f"split.{name} has no day with rows: the table holds {usable[0]} to {usable[-1]}; "
+                "at least 3 days are needed"
+            )
     if not (train[-1] < validation[0] and validation[-1] < test[0]):
         raise ValueError(
-            f"split is out of order: train ends {train[-1]}, validation is {validation[0]} to {validation[-1]}, "
-            f"test begins {test[0]}; each must end before the next begins"
+            f"split is out of order: train ends {train[-1]}, validation is {validation[0]} to "
+            f"{validation[-1]}, test begins {test[0]}; each must end before the next begins"
         )
     serving = scored_for or test[-1] + dt.timedelta(days=1)
     if not test[0] <= serving <= test[-1] + dt.timedelta(days=1):

@@ -111,7 +111,9 @@ def fit_ranker(
     Returns:
         The weights of the epoch with the lowest validation loss, and the curve of all epochs.
     """
-    ranker = Ranker(spec).to(fit.device)
+    ranker = Ranker(spec)
+    ranker.start_at(**_base_rates(training))
+    ranker.to(fit.device)
     optimizers = build_optimizers(
         ranker,
         learning_rate=fit.learning_rate,
@@ -139,6 +141,14 @@ def fit_ranker(
         curve.append({"training": total / steps, "validation": validated, **measured})
     ranker.load_state_dict(best)
     return ranker.to("cpu").eval(), curve
+
+
+def _base_rates(training: list[Examples]) -> dict[str, float]:
+    """Return smoothed rates, so that even a tiny log has none of 0 or 1."""
+    impressions = sum(len(day.clicks) for day in training)
+    clicks = sum(float(day.clicks.sum()) for day in training)
+    conversions = sum(float(day.conversions.sum()) for day in training)
+    return {"click_rate": (clicks + 1) / (impressions + 2), "conversion_rate": (conversions + 1) / (clicks + 2)}
 
 
 def _batches(

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +53,7 @@ def write_json(path: Path, values: Any) -> None:
     """Write JSON that is either there as a whole or not at all."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def read_json(path: Path, made_by: str) -> Any:
@@ -66,4 +65,6 @@ def read_json(path: Path, made_by: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: run `counterpoise {made_by}` first with the same options") from None
+        raise ValueError(
+            f"{path} does not exist: run `counterpoise {made_by}` first with the same options"
+        ) from None

@@ -1,0 +1,39 @@
+# Everything installs itself into .venv; a fresh clone needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKSPACE ?= workspace
+
+export OMP_WAIT_POLICY ?= PASSIVE
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: run test check lint types bench test-dag clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+run: $(VENV)/.installed
+	$(BIN)/counterpoise simulate --output $(WORKSPACE)/source
+	$(BIN)/counterpoise run --config examples/simulated.toml --source $(WORKSPACE)/source \
+		--workspace $(WORKSPACE) --summary $(WORKSPACE)/summary.json
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.bench_bodies
+
+clean:
+	rm -rf $(VENV) .venv-airflow build *.egg-info

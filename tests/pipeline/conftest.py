@@ -1,0 +1,89 @@
+"""A small log that the tests of ingest write in any format and break in any way."""
+
+import csv
+import datetime as dt
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from pipeline.config import Config
+
+Rows = list[dict[str, str]]
+START = dt.datetime(2026, 1, 1, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def log_rows() -> Rows:
+    """Twelve impressions on three days, six clicked and three of them converted."""
+    return [
+        {
+            "user_id": f"u{n % 3}",
+            "item_id": f"i{n % 4}",
+            "event_time": (START + dt.timedelta(hours=6 * n)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "click": str(n % 2),
+            "conversion": str(int(n % 4 == 1)),
+        }
+        for n in range(12)
+    ]
+
+
+@pytest.fixture
+def make_config() -> Callable[..., Config]:
+    """Return a maker of configurations from the keys that differ from a CSV log's."""
+
+    def make(**sections: object) -> Config:
+        values = {"name": "small", **sections}
+        source = {"interactions": "log.*", **dict(values.pop("source", {}))}  # type: ignore[call-overload]
+        return Config.model_validate({**values, "source": source})
+
+    return make
+
+
+@pytest.fixture
+def write_log(tmp_path: Path) -> Callable[[str, Rows], Path]:
+    """Return a writer of rows in the format of the file's name; it returns the source folder."""
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def write(name: str, rows: Rows) -> Path:
+        if name.endswith(".parquet"):
+            _typed(rows).write_parquet(source / name)
+        elif ".csv" in name:
+            _compressed(source / name, _csv(rows))
+        else:
+            _compressed(source / name, "".join(json.dumps(row) + "\n" for row in rows))
+        return source
+
+    return write
+
+
+def _csv(rows: Rows) -> str:
+    out = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _typed(rows: Rows) -> pl.DataFrame:
+    time = pl.col("event_time").str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_zone="UTC")
+    return pl.DataFrame(rows).with_columns(
+        time, pl.col("click").cast(pl.Int8), pl.col("conversion").cast(pl.Int64).cast(pl.Boolean)
+    )
+
+
+def _compressed(path: Path, text: str) -> None:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif path.suffix == ".zst":
+        with pa.output_stream(str(path), compression="zstd") as stream:
+            stream.write(text.encode())
+    else:
+        path.write_text(text, encoding="utf-8")

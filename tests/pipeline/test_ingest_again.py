@@ -1,0 +1,182 @@
+"""Claims about a second ingest: a failed one changes nothing, a rerun changes no row."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.ingest import ingest, read_log
+from pipeline.workspace import Workspace
+
+Rows = list[dict[str, str]]
+Writer = Callable[[str, Rows], Path]
+Maker = Callable[..., Config]
+SIDE = {"file": "users.csv", "id": "user_id", "numeric": ["age"]}
+
+
+@pytest.fixture
+def ingested(write_log: Writer, log_rows: Rows, make_config: Maker, tmp_path: Path) -> tuple[Workspace, Path]:
+    """Return a workspace with three days and users, and the source that it was made from."""
+    source = write_log("log.csv", log_rows)
+    (source / "users.csv").write_text("user_id,age\nu0,20\nu1,30\n")
+    workspace = Workspace(tmp_path / "workspace")
+    ingest(make_config(users=SIDE), workspace, source)
+    return workspace, source
+
+
+def versions(workspace: Workspace) -> dict[str, int]:
+    return {name: tables.version(workspace.table(name)) for name in ("interactions", "quarantine", "users")}
+
+
+def later(rows: Rows) -> Rows:
+    return [{**row, "event_time": row["event_time"].replace("2026-01", "2026-02")} for row in rows]
+
+
+BROKEN_ROWS: dict[str, Callable[[Rows], Rows]] = {
+    "ceiling": lambda rows: [*rows, {**rows[0], "user_id": ""}],
+    "all quarantined": lambda rows: [{**row, "user_id": ""} for row in rows],
+    "missing day": lambda rows: rows[:4] + rows[8:],
+}
+SECTIONS: dict[str, dict[str, object]] = {
+    "all quarantined": {"source": {"max_quarantine_share": 1}},
+    "other columns": {"context": {"hour": 3}},
+    "other data set": {"name": "other"},
+}
+
+
+def damage(source: Path, how: str) -> None:
+    """Break the files of a source in one way."""
+    if how == "no rows":
+        (source / "log.csv").write_text("user_id,item_id,event_time,click,conversion\n")
+    elif how == "truncated":
+        whole = gzip.compress((source / "log.csv").read_bytes())
+        (source / "log.csv.gz").write_bytes(whole[:-9])
+    elif how == "side table":
+        (source / "users.csv").write_text("user_id,age\nu0,nan\n")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "ceiling",
+            r"1 of 13 rows are quarantined \(user_id is empty: 1\), the first in log\.csv row 13: above",
+        ),
+        ("all quarantined", "12 of 12 rows are quarantined .*: no row is left"),
+        ("no rows", r"source log\.\* has no rows"),
+        ("missing day", "no rows on 2026-01-02"),
+        ("truncated", r"log\.csv\.gz: cannot be read"),
+        ("side table", r"users\.csv: row 1: age = 'nan'"),
+        ("other columns", r"keeps other days with other columns \(\['hour'\]\): use a new --workspace"),
+        ("other data set", "holds the data set 'small', not 'other': give another --workspace"),
+    ],
+)
+def test_a_failed_ingest_changes_no_table_and_the_next_one_works(
+    ingested: tuple[Workspace, Path],
+    write_log: Writer,
+    log_rows: Rows,
+    make_config: Maker,
+    *,
+    how: str,
+    message: str,
+) -> None:
+    workspace, source = ingested
+    before = versions(workspace)
+    rows = tables.digest(tables.scan(workspace.table("interactions")).collect())
+    write_log("log.csv", BROKEN_ROWS.get(how, later)(log_rows))
+    damage(source, how)
+    sections = SECTIONS.get(how, {})
+    with pytest.raises(ValueError, match=message):
+        ingest(make_config(**{"users": SIDE, **sections}), workspace, source)
+    assert versions(workspace) == before
+    assert tables.digest(tables.scan(workspace.table("interactions")).collect()) == rows
+    assert not workspace.table(".spill").exists()
+    (source / "log.csv.gz").unlink(missing_ok=True)
+    (source / "users.csv").write_text("user_id,age\nu0,21\n")
+    write_log("log.csv", log_rows)
+    assert ingest(make_config(users=SIDE), workspace, source).rows_out == 12
+    assert tables.scan(workspace.table("users")).collect()["age"].to_list() == [21.0]
+
+
+def test_a_rerun_gives_identical_rows(ingested: tuple[Workspace, Path], make_config: Maker) -> None:
+    workspace, source = ingested
+    before = tables.scan(workspace.table("interactions")).collect().sort("event_time")
+    outcome = ingest(make_config(users=SIDE), workspace, source)
+    after = tables.scan(workspace.table("interactions")).collect().sort("event_time")
+    assert outcome.rows_out == 12
+    assert tables.digest(after) == tables.digest(before)
+
+
+def test_new_days_are_added_and_old_ones_stay(
+    ingested: tuple[Workspace, Path], write_log: Writer, log_rows: Rows, make_config: Maker
+) -> None:
+    workspace, source = ingested
+    write_log("log.csv", later(log_rows[4:]))
+    ingest(make_config(users=SIDE), workspace, source)
+    assert [str(day) for day in tables.days(workspace.table("interactions"))] == [
+        *("2026-01-01", "2026-01-02", "2026-01-03"),
+        *("2026-02-02", "2026-02-03"),
+    ]
+    assert tables.metadata(workspace.table("interactions"))["data_set"] == "small"
+
+
+MANGLED = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from(["u1", "u2", "", " ", 'q"u,o\nte', "ü"]),
+        "item_id": st.sampled_from(["i1", "i2", "", "0"]),
+        "event_time": st.sampled_from(
+            [
+                *(
+                    "2026-01-01T02:00:00Z",
+                    "2026-01-01 02:00:00",
+                    "2026-01-01",
+                    "",
+                    "x",
+                    "0",
+                    "1e30",
+                    "-9",
+                    "inf",
+                ),
+                *("1767232800000000", "2026-13-01", "9223372036854775807", "99999999999999999999"),
+            ]
+        ),
+        "received_time": st.sampled_from(
+            ["", "2026-01-01T03:00:00.5Z", "2025-01-01", "?", "2026-01-01T01:00:00Z"]
+        ),
+        "click": st.sampled_from(["0", "1", "true", "FALSE", "yes", "", "2", "1.0", "nan"]),
+        "conversion": st.sampled_from(["0", "1", "True", "no", "", "-1"]),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(MANGLED, max_size=25), kind=st.sampled_from(["csv", "jsonl"]))
+def test_every_row_is_kept_quarantined_or_a_duplicate(
+    rows: Rows, kind: str, write_log: Writer, make_config: Maker, tmp_path: Path
+) -> None:
+    good = {"user_id": "a", "item_id": "b", "event_time": "2026-01-01", "received_time": "2026-01-01"}
+    anchors = [
+        {**good, "click": "1", "conversion": "1"},
+        {**good, "item_id": "c", "click": "0", "conversion": "0"},
+    ]
+    source = write_log(f"log.{kind}", [*anchors, *rows])
+    columns = {"received_time": "received_time"}
+    settings_ = {"interactions": f"log.{kind}", "max_quarantine_share": 1, "columns": columns}
+    spill = tmp_path / "spill"
+    spill.mkdir(exist_ok=True)
+    intake = read_log(make_config(source=settings_), source, spill)
+    kept = pl.concat([pl.read_parquet(paths) for paths in intake.parts.values()])
+    quarantined = sum(frame.height for frame in intake.rejected)
+    assert intake.rows == len(rows) + 2
+    assert kept.height + quarantined + intake.duplicates == intake.rows
+    assert kept["impression_id"].is_unique().all()
+    assert kept.drop_nulls(["user_id", "item_id", "event_time", "click", "conversion"]).height == kept.height
+    assert not (kept["conversion"] & ~kept["click"]).any()
+    for frame in intake.rejected:
+        assert frame["reason"].null_count() == 0
