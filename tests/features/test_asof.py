@@ -1,6 +1,7 @@
 """Claims about point in time: what was known before day D begins counts for D, and nothing else does."""
 
 import datetime as dt
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -21,6 +22,7 @@ from features.asof import (
     pair_features,
     user_features,
 )
+from features.counters import MEASURES
 from features.plan import CounterPlan, FeaturePlan, SidePlan
 
 Maker = Callable[[list[dict[str, Any]], str], pl.DataFrame]
@@ -157,6 +159,25 @@ def test_neither_order_nor_what_is_known_later_changes_a_feature_by_a_bit(
     for other in (past, past[places], rows):
         found = example_features(state_of(other, until, plan, sides), today, *sides, plan)
         assert expected.equals(found, null_equal=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(events=EVENTS)
+def test_advancing_day_by_day_equals_counting_the_whole_log(
+    events: list[dict[str, Any]], make_rows: Maker, plan: FeaturePlan, sides: Sides
+) -> None:
+    state = state_of(make_rows(events, "UTC"), 5, plan, sides)
+    expected: dict[str, list[float]] = {}
+    for event in events:
+        for place, time in enumerate(("received_time", "click_known_at", "conversion_known_at")):
+            age_days = 3 - event.get(time, math.inf) // 24
+            if age_days >= 0:
+                counted = expected.setdefault(event["user_id"], [0.0, 0.0, 0.0])
+                counted[place] += 0.5 ** (age_days / 7)
+    counter = state.counters["user_id"].select("user_id", *(f"{name}@7" for name in MEASURES))
+    assert {user: list(values) for user, *values in counter.rows()} == {
+        user: pytest.approx(values, rel=1e-12) for user, values in expected.items()
+    }
 
 
 @settings(max_examples=15, deadline=None)

@@ -109,7 +109,7 @@ def test_days_without_a_call_decay_alike() -> None:
 def test_rates_are_smoothed_towards_the_prior(
     impressions: float, clicks: float, conversions: float, expected: tuple[float, ...]
 ) -> None:
-    """The rest of the state brings the totals to 400 impressions, 100 clicks and 20 conversions: 0.25, 0.2, 0.05."""
+    """With the rest the totals are 400 impressions, 100 clicks, 20 conversions: rates 0.25, 0.2, 0.05."""
     mine = state("x", impressions, clicks, conversions)
     rest = state("rest", 400 - impressions, 100 - clicks, 20 - conversions)
     found = counter_features(pl.DataFrame({"a": ["x"]}), states(mine, rest), counter("a"), START)

@@ -1,4 +1,4 @@
-"""Claims about the plan: what each counter depends on decides where it is computed, and no feature is lost."""
+"""Claims about the plan: a counter's keys decide where it is computed, and no feature is lost."""
 
 import pytest
 
