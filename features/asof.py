@@ -54,9 +54,7 @@ def advance_state(
         items: likewise.
         plan: the features.
     """
-    assert day_rows.is_empty() or day_rows["date"].unique().to_list() == [state.as_of], (
-        "rows of the state's day only"
-    )
+    assert day_rows.is_empty() or day_rows["date"].unique().to_list() == [state.as_of], "rows of the state's day only"
     events = _events(day_rows, plan)
     if state.pending is not None:
         events = pl.concat([state.pending, events])
@@ -66,9 +64,7 @@ def advance_state(
         counter.name: advance(state.counters.get(counter.name), partial_counts(keyed, counter), counter, 1)
         for counter in plan.counters
     }
-    sequences = (
-        advance_sequences(state.sequences, known, plan.sequence_length) if plan.sequence_length else None
-    )
+    sequences = advance_sequences(state.sequences, known, plan.sequence_length) if plan.sequence_length else None
     pending = events.filter(pl.col("known_on") > state.as_of)
     return FeatureState(state.as_of + dt.timedelta(days=1), counters, sequences, pending)
 
@@ -133,18 +129,13 @@ def item_features(
 
 
 def _side(ids: pl.DataFrame, key: str, side: pl.DataFrame | None) -> pl.DataFrame:
-    return (
-        ids.select(key)
-        if side is None
-        else ids.select(key).join(side, on=key, how="left", maintain_order="left")
-    )
+    return ids.select(key) if side is None else ids.select(key).join(side, on=key, how="left", maintain_order="left")
 
 
 def _counted(frame: pl.DataFrame, level: str, state: FeatureState, plan: FeaturePlan) -> pl.DataFrame:
     start = plan.start_of(state.as_of)
     blocks = [
-        counter_features(frame, state.counters.get(counter.name), counter, start)
-        for counter in plan.at_level(level)
+        counter_features(frame, state.counters.get(counter.name), counter, start) for counter in plan.at_level(level)
     ]
     return pl.concat([frame, *blocks], how="horizontal")
 

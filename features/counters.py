@@ -36,9 +36,7 @@ def partial_counts(known: pl.DataFrame, counter: CounterPlan) -> pl.DataFrame:
     )
 
 
-def advance(
-    state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterPlan, days: int
-) -> pl.DataFrame:
+def advance(state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterPlan, days: int) -> pl.DataFrame:
     """Return the state as of the day after the partial counts' day.
 
     Args:
@@ -57,10 +55,9 @@ def advance(
         return spread.sort(keys)
     joined = state.join(spread, on=keys, how="full", coalesce=True, suffix=":new")
     sums = [
-        (
-            pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (days / h)
-            + pl.col(f"{name}@{h:g}:new").fill_null(0.0)
-        ).alias(f"{name}@{h:g}")
+        (pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (days / h) + pl.col(f"{name}@{h:g}:new").fill_null(0.0)).alias(
+            f"{name}@{h:g}"
+        )
         for h in counter.half_lives_days
         for name in MEASURES
     ]

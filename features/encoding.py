@@ -106,9 +106,7 @@ def _encode_single(column: pl.Series, vocabulary: list[str]) -> pl.Series:
 def _encode_list(column: pl.Series, field: str, length: int, encoder: Encoder) -> pl.Series:
     name = f"{column.name}_code"
     trimmed = column.cast(pl.List(pl.String)).fill_null([]).list.tail(length)
-    flat = (
-        trimmed.explode(empty_as_null=False) if trimmed.list.len().sum() else pl.Series([], dtype=pl.String)
-    )
+    flat = trimmed.explode(empty_as_null=False) if trimmed.list.len().sum() else pl.Series([], dtype=pl.String)
     codes = _encode_single(flat, encoder.vocabularies[field]).to_numpy()
     counts = trimmed.list.len().to_numpy().astype(np.int64)
     padded = np.zeros((len(column), length), dtype=np.int32)

@@ -120,10 +120,7 @@ class FeaturePlan:
     def context_numeric(self) -> list[str]:
         """Return the numeric features that need the context to be known."""
         return [
-            name
-            for counter in self.counters
-            if set(counter.keys) & set(self.context)
-            for name in counter.features()
+            name for counter in self.counters if set(counter.keys) & set(self.context) for name in counter.features()
         ]
 
     def start_of(self, day: dt.date) -> dt.datetime:

@@ -17,8 +17,7 @@ def advance_sequences(state: pl.DataFrame | None, known: pl.DataFrame, length: i
     """
     ordered = known.filter(pl.col("kind") != "impression").sort("known_at", ITEM)
     today = ordered.group_by(USER, maintain_order=True).agg(
-        pl.col(ITEM).filter(pl.col("kind") == kind).alias(f"last_{action}_items")
-        for action, kind in KINDS.items()
+        pl.col(ITEM).filter(pl.col("kind") == kind).alias(f"last_{action}_items") for action, kind in KINDS.items()
     )
     if state is None:
         joined = today.with_columns(

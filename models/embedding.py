@@ -3,8 +3,6 @@
 Shapes: B batch, F fields, L sequence length, D width, N indices.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
-
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -30,9 +28,7 @@ class FusedEmbedding(nn.Module):
         # Field f's ids 1.. follow the rows of the fields before it; the padding id has no row of its own.
         offsets = list(accumulate((count - 1 for count in cardinalities), initial=0))
         self.register_buffer("offsets_F", torch.tensor(offsets[:-1], dtype=torch.int64), persistent=False)
-        self.register_buffer(
-            "cardinalities_F", torch.tensor(list(cardinalities), dtype=torch.int64), persistent=False
-        )
+        self.register_buffer("cardinalities_F", torch.tensor(list(cardinalities), dtype=torch.int64), persistent=False)
         self.table = nn.Embedding(offsets[-1] + 1, width, sparse=True)
         nn.init.normal_(self.table.weight, std=0.01)
         with torch.no_grad():
@@ -47,9 +43,7 @@ class FusedEmbedding(nn.Module):
         cardinalities_F = self.cardinalities_F if fields is None else self.cardinalities_F[fields]
         assert _in_range(ids_BF, cardinalities_F)
         present_BF = ids_BF != PADDING
-        embedded_BFD = nn.functional.embedding(
-            (ids_BF + offsets_F) * present_BF, self.table.weight, sparse=True
-        )
+        embedded_BFD = nn.functional.embedding((ids_BF + offsets_F) * present_BF, self.table.weight, sparse=True)
         # The table's own padding_idx would copy the gradient without padding: 4 ms more at 4096 x 15 x 16.
         return embedded_BFD * present_BF.unsqueeze(-1)
 

@@ -3,8 +3,6 @@
 Shapes: B batch, T task (0 click, 1 conversion given a click).
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
-
 import math
 from typing import NamedTuple
 

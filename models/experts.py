@@ -4,8 +4,6 @@ Shapes: B batch, T task, E expert, D width, G group (of a batched layer), I inpu
 N gate (one a task, and one for the shared experts below the last level of PLE).
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,9 +48,7 @@ class GroupedLinear(nn.Module):
         """Maps (B, I), the same input for all groups, or (B, G, I), one each, to (B, G, O)."""
         groups, _, output_width = self.weight_GIO.shape
         if x.dim() > SHARED_INPUT_DIMENSIONS:
-            return torch.baddbmm(self.bias_GO.unsqueeze(1), x.transpose(0, 1), self.weight_GIO).transpose(
-                0, 1
-            )
+            return torch.baddbmm(self.bias_GO.unsqueeze(1), x.transpose(0, 1), self.weight_GIO).transpose(0, 1)
         # One wide product: a batched one would hold the input's gradient once a group before summing.
         weight_IO = self.weight_GIO.transpose(0, 1).flatten(1)
         return torch.addmm(self.bias_GO.flatten(), x, weight_IO).view(-1, groups, output_width)
@@ -61,15 +57,12 @@ class GroupedLinear(nn.Module):
 class ExpertLayers(nn.Module):
     """Runs E multilayer perceptrons of one shape side by side, ReLU after each layer."""
 
-    def __init__(
-        self, *, experts: int, input_width: int, hidden: Sequence[int], dropout: float = 0.0
-    ) -> None:
+    def __init__(self, *, experts: int, input_width: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         assert len(hidden) > 0
         widths = [input_width, *hidden]
         self.layers = nn.ModuleList(
-            GroupedLinear(groups=experts, input_width=before, output_width=after)
-            for before, after in pairwise(widths)
+            GroupedLinear(groups=experts, input_width=before, output_width=after) for before, after in pairwise(widths)
         )
         self.dropout = dropout
 

@@ -3,8 +3,6 @@
 Shapes: B batch, F columns of one kind, L sequence length, D width.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
-
 import builtins
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

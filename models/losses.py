@@ -9,9 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from models.entire_space import entire_space
 
 
-def joint_loss(
-    logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor, *, conversion_weight: float
-) -> Tensor:
+def joint_loss(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor, *, conversion_weight: float) -> Tensor:
     """Adds the cross-entropies of click and of click-and-conversion, both over all impressions.
 
     Logits are (B, 2) float32, labels (B) float32 of 0 and 1; the loss is a mean over the batch. A conversion

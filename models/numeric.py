@@ -3,8 +3,6 @@
 Shapes: B batch, F features, K knots, S = K - 1 segments, D width, R = B * F rows.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
-
 import torch
 from torch import Tensor, nn
 

@@ -69,9 +69,7 @@ class ContextBias(nn.Module):
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
-        self.inputs = _input_layer(
-            spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={})
-        )
+        self.inputs = _input_layer(spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={}))
         self.hidden = nn.Linear(self.inputs.width, CONTEXT_HIDDEN_WIDTH)
         self.output = nn.Linear(CONTEXT_HIDDEN_WIDTH, TASKS)
 
@@ -203,17 +201,13 @@ def _check(spec: RankerSpec) -> None:
     ):
         if strangers := sorted(set(chosen) - set(among)):
             raise ValueError(f"{name} names {strangers}, which are no inputs: expected names among {among}")
-    if len(spec.single) + len(spec.numeric) + len(spec.pooled) == len(spec.context) + len(
-        spec.context_numeric
-    ):
+    if len(spec.single) + len(spec.numeric) + len(spec.pooled) == len(spec.context) + len(spec.context_numeric):
         raise ValueError("every input is a context column, nothing is left to rank by: add other columns")
     if not spec.hidden:
         raise ValueError("hidden is empty, expected the width of at least one layer, such as (128, 64)")
 
 
-def _columns(
-    spec: RankerSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]
-) -> Columns:
+def _columns(spec: RankerSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]) -> Columns:
     field_of = {name: field for field, name in enumerate(spec.categorical_cardinalities)}
     return Columns(
         single={spec.single.index(name): field_of[name] for name in single},
@@ -223,9 +217,7 @@ def _columns(
 
 
 def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
-    return InputLayer(
-        columns, bins=spec.bins, embedding_width=spec.embedding_width, numeric_width=spec.numeric_width
-    )
+    return InputLayer(columns, bins=spec.bins, embedding_width=spec.embedding_width, numeric_width=spec.numeric_width)
 
 
 def _body_size(spec: RankerSpec, *, input_width: int) -> BodySize:

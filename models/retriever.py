@@ -74,9 +74,7 @@ class Tower(nn.Module):
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
         """Returns vectors (B, 2, S) of length 1 in each space."""
         hidden_BD = self.layers(self.inputs(features, table)).squeeze(1)
-        return nn.functional.normalize(
-            self.output(hidden_BD).unflatten(1, (SPACES, self.space_width)), dim=-1
-        )
+        return nn.functional.normalize(self.output(hidden_BD).unflatten(1, (SPACES, self.space_width)), dim=-1)
 
 
 class Retriever(nn.Module):
@@ -188,9 +186,7 @@ def _check(spec: RetrieverSpec) -> None:
         raise ValueError(f"temperature is {spec.temperature}, expected a number above 0, such as 0.1")
 
 
-def _columns(
-    spec: RetrieverSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]
-) -> Columns:
+def _columns(spec: RetrieverSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]) -> Columns:
     field_of = {name: field for field, name in enumerate(spec.categorical_cardinalities)}
     return Columns(
         single={column: field_of[name] for column, name in enumerate(single)},

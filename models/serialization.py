@@ -63,9 +63,7 @@ def load_module(folder: Path, spec_type: "type[Spec]", build: "Callable[[Spec], 
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {SPEC_FILE} ({error}): {REMEDY}") from error
     if weights_digest(module) != document["weights_sha256"]:
-        raise ValueError(
-            f"{path} is not the file that {SPEC_FILE} was written for (sha256 differs): {REMEDY}"
-        )
+        raise ValueError(f"{path} is not the file that {SPEC_FILE} was written for (sha256 differs): {REMEDY}")
     return module
 
 

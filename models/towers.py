@@ -15,9 +15,7 @@ class TaskTowers(nn.Module):
 
     def __init__(self, *, tasks: int, input_width: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.layers = (
-            ExpertLayers(experts=tasks, input_width=input_width, hidden=hidden) if hidden else nn.Identity()
-        )
+        self.layers = ExpertLayers(experts=tasks, input_width=input_width, hidden=hidden) if hidden else nn.Identity()
         self.output = GroupedLinear(groups=tasks, input_width=[input_width, *hidden][-1], output_width=1)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 
 
-class Interrupted(BaseException):  # noqa: N818  # not an error: typer would turn KeyboardInterrupt into exit code 1
+class Interrupted(BaseException):  # not an error: typer would turn KeyboardInterrupt into exit code 1
     """Ctrl-C or a scheduler's SIGTERM arrived."""
 
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = "no space left to write ({}): free space and run the same command again; committed tables are untouched"
 SPACE_WORDS = ("No space left on device", "File too large", "Disk quota exceeded")
 
 app = typer.Typer(
@@ -44,14 +45,16 @@ SourceFolder = Annotated[Path, typer.Option("--source", help="Folder of the inte
 WorkspaceFolder = Annotated[Path, typer.Option("--workspace", help="Folder of tables/, runs/ and mlflow.db.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, any key of the config; repeatable.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same as --set seed=N.")]
-LastDay = Annotated[str | None, typer.Option("--date", help="Last day to use (YYYY-MM-DD); default: the last with rows.")]
+LastDay = Annotated[
+    str | None, typer.Option("--date", help="Last day to use (YYYY-MM-DD); default: the last with rows.")
+]
 SIMULATED = Path("examples/simulated.toml")
 HERE = Path("workspace")
 SOURCE = Path("workspace/source")
 
 
 @app.command()
-def run(  # noqa: PLR0913
+def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     config: ConfigFile = SIMULATED,
     source: SourceFolder = SOURCE,
     workspace: WorkspaceFolder = HERE,
@@ -85,7 +88,10 @@ def run(  # noqa: PLR0913
 
 @app.command()
 def check(
-    config: ConfigFile = SIMULATED, source: SourceFolder = SOURCE, overrides: Overrides = None, seed: Seed = None
+    config: ConfigFile = SIMULATED,
+    source: SourceFolder = SOURCE,
+    overrides: Overrides = None,
+    seed: Seed = None,
 ) -> None:
     """Validate config and source without writing tables: rows, rates and what is wrong."""
     from pipeline.check import check as check_source
@@ -97,7 +103,7 @@ def check(
 
 
 @app.command()
-def simulate(  # noqa: PLR0913
+def simulate(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     output: Annotated[Path, typer.Option(help="Folder to write; an earlier simulation there is replaced.")] = SOURCE,
     users: Annotated[int | None, typer.Option(min=1)] = None,
     items: Annotated[int | None, typer.Option(min=1)] = None,
@@ -128,7 +134,7 @@ def simulate(  # noqa: PLR0913
 def _stage(name: str) -> Callable[..., None]:
     """Make the command of one stage; all take the same options, so that a scheduler calls them alike."""
 
-    def command(  # noqa: PLR0913
+    def command(
         config: ConfigFile = SIMULATED,
         source: SourceFolder = SOURCE,
         workspace: WorkspaceFolder = HERE,
@@ -217,12 +223,12 @@ def main() -> None:
     except OSError as error:
         if error.errno not in NO_SPACE and not _is_full(error):
             raise
-        _fail(f"no space left to write ({error}): free space and run the same command again; committed tables are untouched")
+        _fail(FULL.format(error))
     except Exception as error:
         # Rust libraries report a full disk as an error of their own type.
         if not _is_full(error):
             raise
-        _fail(f"no space left to write ({error}): free space and run the same command again; committed tables are untouched")
+        _fail(FULL.format(error))
 
 
 def _interrupt(number: int, frame: object) -> None:

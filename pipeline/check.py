@@ -25,16 +25,22 @@ def check(config: Config, source: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as spill:
         intake = read_log(config, source, Path(spill))
         rows = pl.scan_parquet([path for paths in intake.parts.values() for path in paths])
-        found = rows.select(
-            pl.len().alias("rows"),
-            pl.col("click").mean().alias("click_rate"),
-            pl.col("conversion").filter(pl.col("click")).mean().alias("conversion_rate"),
-            pl.col("user_id").n_unique().alias("users"),
-            pl.col("item_id").n_unique().alias("items"),
-        ).collect().row(0, named=True)
+        found = (
+            rows.select(
+                pl.len().alias("rows"),
+                pl.col("click").mean().alias("click_rate"),
+                pl.col("conversion").filter(pl.col("click")).mean().alias("conversion_rate"),
+                pl.col("user_id").n_unique().alias("users"),
+                pl.col("item_id").n_unique().alias("items"),
+            )
+            .collect()
+            .row(0, named=True)
+        )
         lines += [
-            f"interactions: {found['rows']:,} rows on {len(intake.parts)} days, {min(intake.parts)} to {max(intake.parts)}; "
-            f"{found['users']:,} users, {found['items']:,} items",
+            (
+                f"interactions: {found['rows']:,} rows on {len(intake.parts)} days, {min(intake.parts)} to "
+                f"{max(intake.parts)}; {found['users']:,} users, {found['items']:,} items"
+            ),
             f"click rate {found['click_rate']:.4f}, conversions per click {found['conversion_rate']:.4f}",
             f"exact duplicates {intake.duplicates:,}; quarantined {sum(quarantine_reasons(intake).values()):,}",
             *(f"  {reason}: {count:,}" for reason, count in quarantine_reasons(intake).items()),

@@ -34,7 +34,7 @@ ALARM_AUC = 0.99
 
 
 @dataclass(frozen=True)
-class TestRows:
+class Impressions:
     """All test impressions with their final labels, users as integer codes."""
 
     clicks: NDArray[np.bool_]
@@ -61,7 +61,7 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> 
     folder = run_folder(config, workspace, days)
     bundle = load_bundle(folder / "model", "this run")
     examples = [read_examples(workspace.table("examples"), day, bundle.ranker.spec, None) for day in days.test]
-    rows = _rows(examples)
+    rows = impressions_of(examples)
     predictions = _predictions(config, workspace, days, examples, bundle, folder)
     truth = _truth(config, source, examples)
     baselines = {name: predictions[name] for name in ("popularity", "logistic_regression")}
@@ -88,21 +88,24 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> 
     return Outcome(len(rows.clicks), len(rows.clicks), {"click_and_conversion_auc": round(auc, 4)})
 
 
-def _rows(examples: list[Examples]) -> TestRows:
+def impressions_of(examples: list[Examples]) -> Impressions:
+    """Return labels and users of several days as arrays."""
     frame = pl.concat([day.frame for day in examples])
     codes = frame["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    return TestRows(frame["click"].to_numpy(), frame["conversion"].to_numpy(), codes)
+    return Impressions(frame["click"].to_numpy(), frame["conversion"].to_numpy(), codes)
 
 
 def _predictions(
     config: Config, workspace: Workspace, days: Days, examples: list[Examples], bundle: Bundle, folder: Path
 ) -> dict[str, NDArray[np.float64]]:
     baseline = load_ranker(folder / "model" / "logistic_regression")
-    made: dict[str, list[NDArray[np.float64]]] = {
+    made: dict[str, list[NDArray[np.floating[Any]]]] = {
         "model": [predict(bundle.ranker, day.features, PREDICT_ROWS) for day in examples],
         "logistic_regression": [predict(baseline, day.features, PREDICT_ROWS) for day in examples],
         "reference": [_at_reference(config, bundle, day) for day in examples],
-        "popularity": [_popularity(config, workspace, date, day) for date, day in zip(days.test, examples, strict=True)],
+        "popularity": [
+            _popularity(config, workspace, date, day) for date, day in zip(days.test, examples, strict=True)
+        ],
     }
     return {name: np.concatenate(parts).astype(np.float64) for name, parts in made.items()}
 
@@ -124,9 +127,11 @@ def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Exampl
     start = plan_of(config).start_of(date)
     history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < date)
     known = {label: (pl.col(f"{label}_known_at") < start).fill_null(value=False) for label in ("click", "conversion")}
-    counts = history.group_by("item_id").agg(
-        pl.len().alias("impressions"), *(rule.sum().alias(label) for label, rule in known.items())
-    ).collect()
+    counts = (
+        history.group_by("item_id")
+        .agg(pl.len().alias("impressions"), *(rule.sum().alias(label) for label, rule in known.items()))
+        .collect()
+    )
     total = counts.select(pl.col("impressions", "click", "conversion").sum()).row(0)
     joined = day.frame.select("item_id").join(counts, on="item_id", how="left", maintain_order="left").fill_null(0)
     impressions = joined["impressions"].to_numpy() + SMOOTHING
@@ -150,7 +155,9 @@ def _truth(config: Config, source: Path, examples: list[Examples]) -> NDArray[np
     return np.stack([click, conversion, click * conversion], axis=1)
 
 
-def _measure(config: Config, rows: TestRows, probabilities: NDArray[np.float64]) -> dict[str, dict[str, dict[str, float]]]:
+def _measure(
+    config: Config, rows: Impressions, probabilities: NDArray[np.float64]
+) -> dict[str, dict[str, dict[str, float]]]:
     measured = {}
     for task in TASKS:
         labels, space = rows.of_task(task)
@@ -166,7 +173,7 @@ def _measure(config: Config, rows: TestRows, probabilities: NDArray[np.float64])
 
 
 def _difference(
-    config: Config, rows: TestRows, predictions: dict[str, NDArray[np.float64]]
+    config: Config, rows: Impressions, predictions: dict[str, NDArray[np.float64]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     differences = {}
     for task in TASKS:
@@ -195,7 +202,7 @@ def _merge_days(lists: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _counts(rows: TestRows, examples: list[Examples], days: Days) -> dict[str, Any]:
+def _counts(rows: Impressions, examples: list[Examples], days: Days) -> dict[str, Any]:
     return {
         "impressions": len(rows.clicks),
         "clicks": int(rows.clicks.sum()),

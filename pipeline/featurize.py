@@ -11,7 +11,8 @@ from features.asof import FeatureState, advance_state, example_features, initial
 from features.encoding import Encoder, encode, fit_encoder, save_encoder
 from features.plan import CounterPlan, FeaturePlan, SidePlan
 from pipeline import tables
-from pipeline.config import Config, SideTable
+from pipeline.config import Config
+from pipeline.sections import SideTable
 from pipeline.split import Days, resolve_days
 from pipeline.stage import Outcome, progress
 from pipeline.workspace import Workspace, replaced_folder, run_id
@@ -51,9 +52,7 @@ def plan_of(config: Config) -> FeaturePlan:
 
 
 def _side_plan(table: SideTable) -> SidePlan:
-    return SidePlan(
-        categorical=tuple(table.categorical), numeric=tuple(table.numeric), multi=tuple(table.multi)
-    )
+    return SidePlan(categorical=tuple(table.categorical), numeric=tuple(table.numeric), multi=tuple(table.multi))
 
 
 def days_of(config: Config, workspace: Workspace, date: dt.date | None) -> Days:
@@ -119,9 +118,7 @@ def _raw_days(config: Config, workspace: Workspace, days: Days, plan: FeaturePla
         rows += today.height
         if day in wanted:
             kept = today.select(*KEPT, *plan.context)
-            example_features(state, kept, users, items, plan).write_parquet(
-                folder / "spill" / f"{day}.parquet"
-            )
+            example_features(state, kept, users, items, plan).write_parquet(folder / "spill" / f"{day}.parquet")
         state = advance_state(state, today, users, items, plan)
     return rows
 
@@ -151,8 +148,7 @@ def load_state(folder: Path, day: dt.date) -> FeatureState:
     if not path.is_dir():
         raise ValueError(f"{path} does not exist: run `counterpoise featurize` first with the same options")
     counters = {
-        file.stem.removeprefix("counter-"): pl.read_parquet(file)
-        for file in sorted(path.glob("counter-*.parquet"))
+        file.stem.removeprefix("counter-"): pl.read_parquet(file) for file in sorted(path.glob("counter-*.parquet"))
     }
     sequences = path / "sequences.parquet"
     return FeatureState(day, counters, pl.read_parquet(sequences) if sequences.exists() else None, None)

@@ -58,7 +58,8 @@ def build_index(
     k = min(k, count)
     exact = faiss.IndexFlatIP(width)
     exact.add(vectors)
-    index, efforts = exact, [0]
+    index: faiss.Index = exact
+    efforts = [0]
     if kind == "ivf":
         lists = max(1, int(np.sqrt(count)))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
@@ -66,9 +67,10 @@ def build_index(
         index.add(vectors)
         efforts = [1 << power for power in range(2, lists.bit_length() + 1)]
     elif kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 200
-        index.add(vectors)
+        graph = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = 200
+        graph.add(vectors)
+        index = graph
         efforts = [k << power for power in range(5)]
     truth = exact.search(queries, k)[1]
     effort, recall = 0, 0.0
@@ -88,9 +90,9 @@ def _recall(truth: NDArray[np.int64], found: NDArray[np.int64]) -> float:
 def set_effort(index: faiss.Index, kind: str, effort: int) -> None:
     """Set how much of the index a search looks at."""
     if kind == "ivf":
-        faiss.downcast_index(index).nprobe = effort
+        faiss.downcast_index(index).nprobe = effort  # type: ignore[attr-defined]
     elif kind == "hnsw":
-        faiss.downcast_index(index).hnsw.efSearch = effort
+        faiss.downcast_index(index).hnsw.efSearch = effort  # type: ignore[attr-defined]
 
 
 def search(index: faiss.Index, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -119,7 +121,8 @@ def load_index(folder: Path, towers: str) -> tuple[faiss.Index, IndexSpec]:
         raise ValueError(f"{path} is no FAISS index: run `counterpoise retrieve` again") from error
     if spec.towers != towers:
         raise ValueError(
-            f"{path} was built by towers {spec.towers[:12]}, the model has {towers[:12]}: run `counterpoise retrieve` again"
+            f"{path} was built by towers {spec.towers[:12]}, the model has {towers[:12]}: "
+            "run `counterpoise retrieve` again"
         )
     stated = (spec.items, spec.width, METRIC)
     metric = METRIC if index.metric_type == faiss.METRIC_INNER_PRODUCT else f"faiss metric {index.metric_type}"

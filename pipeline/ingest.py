@@ -63,6 +63,7 @@ def ingest(config: Config, workspace: Workspace, source: Path) -> Outcome:
     spill.mkdir(parents=True)
     try:
         intake = read_log(config, source, spill)
+        _check_no_day_shrinks(config, workspace, intake)
         return _commit(config, workspace, intake, sides)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
@@ -154,9 +155,7 @@ def _deduplicate_day(date: dt.date, intake: Intake) -> None:
 
 def _check_quarantine(config: Config, intake: Intake) -> None:
     if intake.rows == 0:
-        raise ValueError(
-            f"source {config.source.interactions} has no rows: correct --source or wait for the log"
-        )
+        raise ValueError(f"source {config.source.interactions} has no rows: correct --source or wait for the log")
     rejected = sum(frame.height for frame in intake.rejected)
     if rejected == 0:
         return
@@ -187,11 +186,7 @@ def _check_days(config: Config, intake: Intake) -> None:
 
 def _check_labels(config: Config, intake: Intake) -> None:
     labels = pl.scan_parquet([path for paths in intake.parts.values() for path in paths])
-    counts = (
-        labels.select(pl.len().alias("rows"), pl.col("click", "conversion").sum())
-        .collect()
-        .row(0, named=True)
-    )
+    counts = labels.select(pl.len().alias("rows"), pl.col("click", "conversion").sum()).collect().row(0, named=True)
     for label, rule in (("click", config.labels.click), ("conversion", config.labels.conversion)):
         if counts[label] in {0, counts["rows"]}:
             raise ValueError(
@@ -204,9 +199,24 @@ def _check_data_set(config: Config, workspace: Workspace) -> None:
     table = workspace.table("interactions")
     if tables.exists(table) and (kept := tables.metadata(table).get("data_set")) != config.name:
         raise ValueError(
-            f"workspace {workspace.root} holds the data set {kept!r}, not {config.name!r}: "
-            "give another --workspace"
+            f"workspace {workspace.root} holds the data set {kept!r}, not {config.name!r}: give another --workspace"
         )
+
+
+def _check_no_day_shrinks(config: Config, workspace: Workspace, intake: Intake) -> None:
+    """Refuse a source that holds part of a day that the table holds whole: ingest replaces whole days."""
+    table = workspace.table("interactions")
+    if config.source.accept_fewer_rows or not tables.exists(table):
+        return
+    kept = tables.scan(table).group_by("date").len().collect()
+    before = dict(zip(kept["date"].to_list(), kept["len"].to_list(), strict=True))
+    for date, parts in sorted(intake.parts.items()):
+        rows = pl.scan_parquet(parts).select(pl.len()).collect().item()
+        if rows < before.get(date, 0):
+            raise ValueError(
+                f"source holds {rows} rows of {date}, tables/interactions {before[date]}: give all files of that day, "
+                "or set source.accept_fewer_rows = true if the day was corrected"
+            )
 
 
 def _commit(config: Config, workspace: Workspace, intake: Intake, sides: dict[str, pl.DataFrame]) -> Outcome:
@@ -218,9 +228,7 @@ def _commit(config: Config, workspace: Workspace, intake: Intake, sides: dict[st
     tables.write_all(workspace.table("quarantine"), quarantine, note)
     for name, frame in sides.items():
         tables.write_all(workspace.table(name), frame, note)
-    assert rows + quarantine.height + intake.duplicates == intake.rows, (
-        "every row is kept, quarantined or a duplicate"
-    )
+    assert rows + quarantine.height + intake.duplicates == intake.rows, "every row is kept, quarantined or a duplicate"
     return Outcome(
         rows_in=intake.rows,
         rows_out=rows,

@@ -1,6 +1,7 @@
 """How good the lists of a test day are: against next-day behaviour and, on simulated data, against the truth."""
 
 import datetime as dt
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 def _relevant(workspace: Workspace, day: Day) -> dict[str, Pairs]:
     """Return user and item numbers of the day's clicks and conversions; items that no list can hold count as missed."""
     rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
-    joined = rows.join(numbered(day.users, "user"), on="user_id").join(numbered(day.items, "item"), on="item_id", how="left")
+    joined = rows.join(numbered(day.users, "user"), on="user_id").join(
+        numbered(day.items, "item"), on="item_id", how="left"
+    )
     unlisted = day.items.height + joined["item_id"].rank("dense").cast(pl.Int64)
     joined = joined.with_columns(pl.col("item_number").fill_null(unlisted))
     pairs = {}
@@ -129,7 +132,7 @@ def _expected(config: Config, source: Path, day: Day, ranked: Lists, popular: ND
 def _excluded(day: Day, items: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return the seen items of each user: the oracle leaves out what the lists leave out."""
     bounds = np.searchsorted(day.seen, np.arange(day.users.height + 1) * day.items.height)
-    return [items[day.seen[low:high] % day.items.height] for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [items[day.seen[low:high] % day.items.height] for low, high in pairwise(bounds)]
 
 
 def _world_file(source: Path, name: str) -> Path:

@@ -46,8 +46,7 @@ class LoggingPolicy:
         surfaces = rng.choice(len(SURFACES), count, p=SURFACE_SHARES)
         rows = max(1, BLOCK_CELLS // self.config.items)
         blocks = [
-            self._lists(rng, users[row : row + rows], times_us[row : row + rows])
-            for row in range(0, count, rows)
+            self._lists(rng, users[row : row + rows], times_us[row : row + rows]) for row in range(0, count, rows)
         ]
         return Requests(times_us, users, surfaces, np.concatenate(blocks))
 

@@ -260,9 +260,7 @@ def _latents(
 ) -> Floats:
     """Latents of unit variance, shape T N W: groups (codes, share of variance) share parts of them."""
     count = groups[0][0].size
-    latents: Floats = _correlated(rng, count, width, correlation) * np.sqrt(
-        1 - sum(share for _, share in groups)
-    )
+    latents: Floats = _correlated(rng, count, width, correlation) * np.sqrt(1 - sum(share for _, share in groups))
     for codes, share in groups:
         part = _correlated(rng, int(codes.max()) + 1, width, correlation)
         latents += np.sqrt(share) * part[:, codes]

@@ -1,7 +1,7 @@
 """Rank: score every user's candidates with the joint model and write the lists."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -11,6 +11,9 @@ from pipeline.config import Config
 from pipeline.retrieve import NONE, Candidates
 from pipeline.scoring import Bundle, Day, score_pairs
 from pipeline.stage import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OUTPUTS = ("p_click", "p_conversion", "p_click_and_conversion")
 

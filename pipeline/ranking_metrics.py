@@ -89,9 +89,7 @@ def gini(lists_UK: NDArray[np.int64], *, catalogue_size: int) -> float:
     """
     exposures = np.sort(_exposures(lists_UK, catalogue_size))
     if exposures.size == 0:
-        raise ValueError(
-            f"all {lists_UK.size} slots are empty; the Gini of exposure is undefined: rank first"
-        )
+        raise ValueError(f"all {lists_UK.size} slots are empty; the Gini of exposure is undefined: rank first")
     # Items never shown take the first ranks and add nothing to the sum.
     ranks = np.arange(catalogue_size - exposures.size, catalogue_size) + 1
     return float((2 * ranks - catalogue_size - 1) @ exposures / (catalogue_size * exposures.sum()))
@@ -144,9 +142,7 @@ def _check(
         shapes = f"{relevant_users.shape} and {relevant_items.shape}"
         raise ValueError(f"relevant users and items need one shape (P,), got {shapes}")
     if relevant_users.size == 0:
-        raise ValueError(
-            "no user has a relevant item; recall and NDCG are undefined: evaluate a longer period"
-        )
+        raise ValueError("no user has a relevant item; recall and NDCG are undefined: evaluate a longer period")
     if relevant_users.min() < 0 or relevant_users.max() >= users:
         span = f"{relevant_users.min()} to {relevant_users.max()}"
         raise ValueError(f"relevant users are {span}, expected row numbers 0 to {users - 1} of the lists")

@@ -28,9 +28,7 @@ def find_files(source: Path, pattern: str) -> list[Path]:
         raise ValueError(f"source {source} is not a folder: give --source the folder that holds {pattern}")
     files = sorted(path for path in source.glob(pattern) if path.is_file())
     if not files:
-        raise ValueError(
-            f"source {source} has no file {pattern}: correct --source or the file's name in the config"
-        )
+        raise ValueError(f"source {source} has no file {pattern}: correct --source or the file's name in the config")
     for path in files:
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"{path}: expected a file that ends in one of {', '.join(SUFFIXES)}")
@@ -62,11 +60,7 @@ def read_chunks(path: Path, columns: dict[str, list[str]]) -> Iterator[pl.DataFr
                 )
             broken = pl.col(BROKEN) if BROKEN in chunk.columns else pl.lit(None, pl.String)
             numbered = chunk.select(
-                *(
-                    pl.col(name).alias(wanted)
-                    for name, all_wanted in columns.items()
-                    for wanted in all_wanted
-                ),
+                *(pl.col(name).alias(wanted) for name, all_wanted in columns.items() for wanted in all_wanted),
                 broken.alias("broken"),
                 pl.lit(path.name).alias("file"),
                 pl.int_range(row + 1, row + 1 + pl.len(), dtype=pl.Int64).alias("row"),
@@ -82,9 +76,7 @@ def read_chunks(path: Path, columns: dict[str, list[str]]) -> Iterator[pl.DataFr
         UnicodeError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: cannot be read after row {row}: {reason}; restore the file or remove it"
-        ) from error
+        raise ValueError(f"{path}: cannot be read after row {row}: {reason}; restore the file or remove it") from error
 
 
 def _chunks(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:

@@ -30,10 +30,13 @@ def write_report(path: Path, config: Config, days: Days, result: dict[str, Any])
     lines = [
         f"# Evaluation of {config.name}, {days.test[0]} to {days.test[-1]}",
         "",
-        f"Trained on {days.train[0]} to {days.train[-1]}, selected on {days.validation[0]} to {days.validation[-1]}; "
-        f"{counts['impressions']:,} test impressions of {counts['users']:,} users, {counts['clicks']:,} clicks, "
-        f"{counts['conversions']:,} conversions. Brackets are 95 % intervals over users "
-        f"({config.evaluation.replicates} bootstrap replicates).",
+        (
+            f"Trained on {days.train[0]} to {days.train[-1]}, selected on {days.validation[0]} to "
+            f"{days.validation[-1]}; "
+            f"{counts['impressions']:,} test impressions of {counts['users']:,} users, {counts['clicks']:,} clicks, "
+            f"{counts['conversions']:,} conversions. Brackets are 95 % intervals over users "
+            f"({config.evaluation.replicates} bootstrap replicates)."
+        ),
         *_task_tables(result),
         *_list_tables(result),
     ]
@@ -41,7 +44,10 @@ def write_report(path: Path, config: Config, days: Days, result: dict[str, Any])
 
 
 def _models(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    models = {"model": result["tasks"], "model, context at reference": result["context_at_reference"]["tasks"]}
+    models = {
+        "model": result["tasks"],
+        "model, context at reference": result["context_at_reference"]["tasks"],
+    }
     return models | {name.replace("_", " "): values["tasks"] for name, values in result["baselines"].items()}
 
 
@@ -71,16 +77,20 @@ def _list_tables(result: dict[str, Any]) -> list[str]:
                 lines += [f"| {name} | {measure} | {label} | {k} | {interval(value)} |" for k, value in by_k.items()]
     lines += [
         "",
-        f"{lists['users']:,} users, {lists['items']:,} available items, {lists['coverage']:.1%} of them shown, "
-        f"Gini of exposure {lists['gini']:.3f}; {lists['index']['kind']} index, recall "
-        f"{lists['index']['recall']:.4f} at {lists['index']['recall_k']} against exact search.",
+        (
+            f"{lists['users']:,} users, {lists['items']:,} available items, {lists['coverage']:.1%} of them shown, "
+            f"Gini of exposure {lists['gini']:.3f}; {lists['index']['kind']} index, recall "
+            f"{lists['index']['recall']:.4f} at {lists['index']['recall_k']} against exact search."
+        ),
     ]
     if (expected := lists.get("expected_conversions_of_top_10")) is not None:
         lines += [
             "",
-            f"Expected conversions of a top-10 list under the truth: model {expected['model']:.4f}, popularity "
-            f"{expected['popularity']:.4f} (factor {expected['model_over_popularity']:.2f}), oracle "
-            f"{expected['oracle']:.4f} (share {expected['model_share_of_oracle']:.3f}).",
+            (
+                f"Expected conversions of a top-10 list under the truth: model {expected['model']:.4f}, popularity "
+                f"{expected['popularity']:.4f} (factor {expected['model_over_popularity']:.2f}), oracle "
+                f"{expected['oracle']:.4f} (share {expected['model_share_of_oracle']:.3f})."
+            ),
         ]
     return lines
 

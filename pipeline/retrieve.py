@@ -50,7 +50,8 @@ def user_vectors(retriever: Retriever, codes: pl.DataFrame, conversion_weight: f
     )
     with torch.inference_mode():
         vectors = [
-            query_vectors(retriever.users(part), conversion_weight=conversion_weight).numpy() for part in _parts(features)
+            query_vectors(retriever.users(part), conversion_weight=conversion_weight).numpy()
+            for part in _parts(features)
         ]
     return np.ascontiguousarray(np.concatenate(vectors))
 
@@ -82,7 +83,9 @@ def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Ca
     index, spec = load_index(folder, weights_digest(bundle.retriever))
     listed = pl.read_parquet(folder / "items.parquet")["item_id"]
     if not listed.equals(day.items["item_id"]):
-        raise ValueError(f"{folder} indexes other items than are available on {day.day}: run `counterpoise retrieve` again")
+        raise ValueError(
+            f"{folder} indexes other items than are available on {day.day}: run `counterpoise retrieve` again"
+        )
     width = min(config.retrieval.candidates, spec.items)
     found = np.full((day.users.height, width), NONE, dtype=np.int64)
     queries = user_vectors(bundle.retriever, day.user_codes, config.retrieval.conversion_weight)

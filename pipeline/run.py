@@ -46,7 +46,9 @@ def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Mea
     """Gather what a run made, and write it beside the run."""
     folder = run_folder(config, workspace, days)
     lists = tables.scan(workspace.table("candidates")).filter(pl.col("scored_for") == days.scored_for)
-    counts = lists.select(pl.len().alias("rows"), pl.col("user_id").n_unique().alias("users")).collect().row(0, named=True)
+    counts = (
+        lists.select(pl.len().alias("rows"), pl.col("user_id").n_unique().alias("users")).collect().row(0, named=True)
+    )
     registered = read_json(folder / "register.json", "register")
     summary = {
         "run": folder.name,
@@ -58,7 +60,11 @@ def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Mea
         "decision": registered["decision"],
         "model_version": str(lists.select("model_version").first().collect().item()),
         "digest": run_digest(workspace, folder, days),
-        "candidates": {"path": str(workspace.table("candidates")), "scored_for": str(days.scored_for), **counts},
+        "candidates": {
+            "path": str(workspace.table("candidates")),
+            "scored_for": str(days.scored_for),
+            **counts,
+        },
         "evaluation": read_json(folder / "evaluation" / "evaluation.json", "evaluate"),
         "report": str(folder / "evaluation" / "report.md"),
         "config": config.model_dump(mode="json"),

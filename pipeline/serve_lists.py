@@ -44,7 +44,9 @@ def retrieve(config: Config, workspace: Workspace, days: Days) -> Outcome:
         frame = pl.DataFrame({"items": found.items, "from_towers": found.from_towers})
         frame.write_parquet(index / "candidates.parquet")
         write_json(index / "model.json", {"version": bundle.version, "scored_for": str(days.scored_for)})
-    return Outcome(day.users.height, int((found.items >= 0).sum()), {"index": spec.kind, "recall": round(spec.recall, 4)})
+    return Outcome(
+        day.users.height, int((found.items >= 0).sum()), {"index": spec.kind, "recall": round(spec.recall, 4)}
+    )
 
 
 def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -57,7 +59,9 @@ def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:
     folder = run_folder(config, workspace, days)
     made = read_json(folder / "index" / "model.json", "retrieve")
     if made != {"version": bundle.version, "scored_for": str(days.scored_for)}:
-        raise ValueError(f"{folder / 'index'} is of {made}, the champion is {bundle.version}: run `counterpoise retrieve` again")
+        raise ValueError(
+            f"{folder / 'index'} is of {made}, the champion is {bundle.version}: run `counterpoise retrieve` again"
+        )
     day = load_day(config, workspace, folder / "features", days.scored_for, bundle.encoder)
     kept = pl.read_parquet(folder / "index" / "candidates.parquet")
     found = Candidates(np.array(kept["items"].to_numpy()), kept["from_towers"].to_numpy())

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from features.schema import timestamp
-from pipeline.config import SideTable
 from pipeline.readers import find_files, read_chunks
+from pipeline.sections import SideTable
 
 
 def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) -> pl.DataFrame:
@@ -33,7 +33,7 @@ def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) ->
     for name, column in times:
         if column is not None:
             wanted.setdefault(column, []).append(name)
-    path = find_files(source, table.file)[0]
+    path = _one_file(source, table.file)
     raw = pl.concat(list(read_chunks(path, wanted)))
     _refuse_broken(path, raw)
     _check_ids(path, raw, key)
@@ -42,14 +42,18 @@ def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) ->
         *(_text(name) for name in table.categorical),
         *(_number(path, raw, name) for name in table.numeric),
         *(_multi(name, separator) for name, separator in table.multi.items()),
-        *(
-            _multi(name, separator).list.first().alias(f"first_{name}")
-            for name, separator in table.multi.items()
-        ),
+        *(_multi(name, separator).list.first().alias(f"first_{name}") for name, separator in table.multi.items()),
         *(_date(path, raw, name, time_unit) for name, column in times if column),
     )
     assert frame.height == raw.height, "a side table loses no row"
     return frame.sort(key)
+
+
+def _one_file(source: Path, pattern: str) -> Path:
+    paths = find_files(source, pattern)
+    if len(paths) > 1:
+        raise ValueError(f"{source}: {pattern} matches {paths[0].name} and {paths[1].name}: name one file")
+    return paths[0]
 
 
 def _refuse_broken(path: Path, raw: pl.DataFrame) -> None:
@@ -86,9 +90,7 @@ def _check_ids(path: Path, raw: pl.DataFrame, key: str) -> None:
 def _number(path: Path, raw: pl.DataFrame, name: str) -> pl.Series:
     column = raw.get_column(name)
     numbers = raw.select(
-        _text(name).cast(pl.Float64, strict=False)
-        if column.dtype == pl.String
-        else pl.col(name).cast(pl.Float64)
+        _text(name).cast(pl.Float64, strict=False) if column.dtype == pl.String else pl.col(name).cast(pl.Float64)
     ).to_series()
     blank = column.is_null() | (column.cast(pl.String).str.strip_chars() == "")
     wrong = raw.filter((numbers.is_null() & ~blank) | ~numbers.is_finite().fill_null(value=True))
@@ -101,13 +103,9 @@ def _number(path: Path, raw: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _date(path: Path, raw: pl.DataFrame, name: str, time_unit: str) -> pl.Series:
-    parsed = raw.select(
-        timestamp(pl.col(name), raw.schema[name], time_unit).dt.date().alias(name)
-    ).to_series()
+    parsed = raw.select(timestamp(pl.col(name), raw.schema[name], time_unit).dt.date().alias(name)).to_series()
     given = raw.get_column(name).cast(pl.String)
     wrong = raw.filter(given.is_not_null() & (given != "") & parsed.is_null())
     if wrong.height:
-        raise ValueError(
-            f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no date; write YYYY-MM-DD"
-        )
+        raise ValueError(f"{path}: row {wrong['row'][0]}: {name} = {wrong[name][0]!r} is no date; write YYYY-MM-DD")
     return parsed

@@ -75,9 +75,7 @@ def simulate(config: SimulatorConfig, output: Path) -> dict[str, int | float]:
         if output.exists():
             output.rename(Path(scratch) / "replaced")
         fresh.rename(output)
-    logger.info(
-        "simulate: %(impressions)d impressions, %(clicks)d clicks, %(conversions)d conversions", counts
-    )
+    logger.info("simulate: %(impressions)d impressions, %(clicks)d clicks, %(conversions)d conversions", counts)
     return counts
 
 

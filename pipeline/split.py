@@ -3,7 +3,7 @@
 import datetime as dt
 from dataclasses import dataclass
 
-from pipeline.config import Split
+from pipeline.sections import Split
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ class Days:
         return [*self.train, *self.validation, *self.test]
 
 
-def resolve_days(
-    split: Split, present: list[dt.date], date: dt.date | None, scored_for: dt.date | None
-) -> Days:
+def resolve_days(split: Split, present: list[dt.date], date: dt.date | None, scored_for: dt.date | None) -> Days:
     """Fill in the default split: the last day tests, the day before validates, all before train.
 
     Args:

@@ -51,9 +51,7 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
     start = time.perf_counter()
     outcome = stage()
     measured = Measured(name, outcome, time.perf_counter() - start, _peak_mib())
-    notes = "".join(
-        f", {key} {value}" for key, value in outcome.notes.items() if isinstance(value, str | int | float)
-    )
+    notes = "".join(f", {key} {value}" for key, value in outcome.notes.items() if isinstance(value, str | int | float))
     LOG.info(
         "%-9s %10s rows in, %10s rows out, %6.1f s, peak %5.0f MiB%s",
         name,
@@ -68,9 +66,7 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Show a progress bar on a terminal, and nothing elsewhere."""
-    yield from track(
-        items, label, total=total, console=CONSOLE, disable=not CONSOLE.is_terminal, transient=True
-    )
+    yield from track(items, label, total=total, console=CONSOLE, disable=not CONSOLE.is_terminal, transient=True)
 
 
 def _reset_peak() -> None:

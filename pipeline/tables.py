@@ -40,9 +40,7 @@ def scan(path: Path, version_number: int | None = None) -> pl.LazyFrame:
         ValueError: nothing was committed there.
     """
     if not exists(path):
-        raise ValueError(
-            f"table {path} does not exist: run the stage that writes it first (counterpoise --help)"
-        )
+        raise ValueError(f"table {path} does not exist: run the stage that writes it first (counterpoise --help)")
     return pl.scan_delta(str(path), version=version_number)
 
 
@@ -75,9 +73,7 @@ def write_days(
     def batches(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pa.RecordBatch]:
         nonlocal rows
         for frame in _chain(first, rest):
-            assert set(frame[column].unique()) <= set(dates), (
-                "a frame holds days that the write does not replace"
-            )
+            assert set(frame[column].unique()) <= set(dates), "a frame holds days that the write does not replace"
             rows += frame.height
             yield from frame.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
 
@@ -86,9 +82,7 @@ def write_days(
     schema = first.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     if not whole and (kept := set(scan(path).collect_schema().names())) != set(first.columns):
         different = sorted(kept ^ set(first.columns))
-        raise ValueError(
-            f"table {path} keeps other days with other columns ({different}): use a new --workspace"
-        )
+        raise ValueError(f"table {path} keeps other days with other columns ({different}): use a new --workspace")
     listed = ", ".join(f"'{date}'" for date in dates)
     write_deltalake(
         str(path),

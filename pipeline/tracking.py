@@ -1,7 +1,9 @@
 """MLflow: where runs are logged, versions registered and the champion named. Aliases only, never stages."""
 
 import importlib.metadata
+import logging
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
     Raises:
         ValueError: the store does not answer.
     """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     workspace.root.mkdir(parents=True, exist_ok=True)
     uri = config.tracking.uri or f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
@@ -75,9 +79,18 @@ def signature(spec: RankerSpec, encoder: Encoder) -> ModelSignature:
 
 
 def log_version(
-    config: Config, *, model: Path, sign: ModelSignature, metrics: dict[str, float], record: dict[str, Any], files: list[Path]
+    config: Config,
+    *,
+    model: Path,
+    sign: ModelSignature,
+    metrics: dict[str, float],
+    record: dict[str, Any],
+    files: list[Path],
 ) -> str:
     """Log a run with its parameters, metrics and report, register its model and return the version."""
+    # The signature is given, so neither an example nor type hints are needed to find one.
+    for message in (".*[Tt]ype hint", ".*input example"):
+        warnings.filterwarnings("ignore", message=message, module="mlflow")
     requirements = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in NEEDED]
     with mlflow.start_run(run_name=record["run"]):
         mlflow.log_params({key: str(value)[:500] for key, value in flatten(config.model_dump(mode="json")).items()})

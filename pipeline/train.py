@@ -58,8 +58,8 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     validation = [read_examples(table, day, spec, cutoff) for day in days.validation]
     _check_classes(training, days)
     torch.use_deterministic_algorithms(mode=True)
-    fit = _fit_of(config)
-    linear_fit = _fit_of(config, config.training.baseline_learning_rate)
+    fit = fit_of(config)
+    linear_fit = fit_of(config, config.training.baseline_learning_rate)
     linear_spec = ranker_spec(config, plan, encoder, "linear", config.seed)
     towers_spec = retriever_spec(config, plan, encoder, config.seed)
     with replaced_folder(folder / "model") as model:
@@ -71,14 +71,20 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
         save_retriever(retriever, model / "retriever")
         shutil.copy(folder / "features" / "encoder.json", model / "encoder.json")
         digests = {"ranker": weights_digest(ranker), "retriever": weights_digest(retriever)}
-        record = {"ranker": curve, "logistic_regression": baseline_curve, "retriever": losses, "digests": digests}
+        record = {
+            "ranker": curve,
+            "logistic_regression": baseline_curve,
+            "retriever": losses,
+            "digests": digests,
+        }
         write_json(model / "training.json", record)
     rows = sum(len(day.features) for day in training)
     parameters = sum(weight.numel() for weight in ranker.parameters())
     return Outcome(rows, rows, {"parameters": parameters, "epochs": len(curve), "body": config.model.body})
 
 
-def _fit_of(config: Config, learning_rate: float | None = None) -> Fit:
+def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
+    """Return how a configuration fits a ranker, at its own or at a given learning rate."""
     training = config.training
     return Fit(
         epochs=training.epochs,
@@ -98,8 +104,8 @@ def _check_classes(training: list[Examples], days: Days) -> None:
         positives = int(sum(getattr(day, label).sum().item() for day in training))
         if positives in {0, rows}:
             raise ValueError(
-                f"training days {days.train[0]} to {days.train[-1]} hold {positives} {label} in {rows} rows: both classes "
-                "are needed; widen split.train or correct the labels"
+                f"training days {days.train[0]} to {days.train[-1]} hold {positives} {label} in {rows} rows: "
+                "both classes are needed; widen split.train or correct the labels"
             )
 
 
@@ -131,7 +137,7 @@ def fit_ranker(
         for features, clicks, conversions in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
             optimizers.zero_grad()
             loss = joint_loss(ranker(features), clicks, conversions, conversion_weight=fit.conversion_weight)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizers.step()
             total += float(loss.detach())
         measured = validation_losses(ranker, validation)
@@ -148,7 +154,10 @@ def _base_rates(training: list[Examples]) -> dict[str, float]:
     impressions = sum(len(day.clicks) for day in training)
     clicks = sum(float(day.clicks.sum()) for day in training)
     conversions = sum(float(day.conversions.sum()) for day in training)
-    return {"click_rate": (clicks + 1) / (impressions + 2), "conversion_rate": (conversions + 1) / (clicks + 2)}
+    return {
+        "click_rate": (clicks + 1) / (impressions + 2),
+        "conversion_rate": (conversions + 1) / (clicks + 2),
+    }
 
 
 def _batches(
@@ -156,7 +165,7 @@ def _batches(
 ) -> Iterator[tuple[Features, torch.Tensor, torch.Tensor]]:
     for day in training:
         order = torch.randperm(len(day.clicks), generator=generator)
-        for rows in order.split(fit.batch_size):
+        for rows in torch.split(order, fit.batch_size):
             yield (
                 day.features.slice(rows).to(fit.device),
                 day.clicks[rows].to(fit.device),
@@ -192,11 +201,9 @@ def fit_retriever(
     clicked = [(day, torch.nonzero(day.clicks).flatten()) for day in training]
     users, items = _sides(clicked, spec, columns)
     conversions = torch.cat([day.conversions[rows] for day, rows in clicked])
-    ids = items.ids_BF[:, list(spec.item_single).index("item_id")]
     names = pl.concat([day.frame["item_id"].gather(rows.numpy()) for day, rows in clicked])
     codes = torch.from_numpy(names.rank("dense").to_numpy().astype(np.int64))
     frequency = torch.bincount(codes)[codes].float() / len(codes)
-    assert len(ids) == len(codes), "one item a clicked row"
     device = device_of(config.training.device)
     retriever = Retriever(spec).to(device)
     optimizers = build_optimizers(
@@ -205,33 +212,54 @@ def fit_retriever(
         embedding_learning_rate=settings.embedding_learning_rate,
         weight_decay=0.0,
     )
-    generator = torch.Generator().manual_seed(config.seed)
     curve = []
+    generator = torch.Generator().manual_seed(config.seed)
     for epoch in progress(range(settings.epochs), "train retriever", settings.epochs):
-        order = torch.randperm(len(codes), generator=generator)
         total = 0.0
-        for rows in order.split(settings.batch_size):
+        for rows in torch.split(torch.randperm(len(codes), generator=generator), settings.batch_size):
             optimizers.zero_grad()
-            users_B2S = retriever.users(users.slice(rows).to(device))
-            items_B2S = retriever.items(items.slice(rows).to(device))
-            losses = [
-                in_batch_softmax(
-                    users_B2S[:, space],
-                    items_B2S[:, space],
-                    item_ids_B=codes[rows].to(device),
-                    log_q_B=frequency[rows].log().to(device),
-                    weights_B=weights[rows].to(device),
-                    temperature=settings.temperature,
-                )
-                for space, weights in enumerate((torch.ones_like(conversions), conversions))
-            ]
-            loss = torch.stack(losses).sum()
-            loss.backward()
+            batch = Clicked(
+                users.slice(rows).to(device),
+                items.slice(rows).to(device),
+                codes[rows].to(device),
+                frequency[rows].log().to(device),
+                conversions[rows].to(device),
+            )
+            loss = retriever_loss(retriever, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizers.step()
             total += float(loss.detach()) * len(rows)
         curve.append(total / len(codes))
         assert np.isfinite(curve[-1]), f"retriever diverged in epoch {epoch}"
     return retriever.to("cpu").eval(), curve
+
+
+@dataclass(frozen=True)
+class Clicked:
+    """A batch of clicked rows, of which some converted."""
+
+    users: Features
+    items: Features
+    item_codes: torch.Tensor
+    log_q: torch.Tensor
+    conversions: torch.Tensor
+
+
+def retriever_loss(retriever: Retriever, batch: Clicked) -> torch.Tensor:
+    """Add the in-batch softmax of the click space and, over converted rows, of the conversion space."""
+    users_B2S, items_B2S = retriever.users(batch.users), retriever.items(batch.items)
+    losses = [
+        in_batch_softmax(
+            users_B2S[:, space],
+            items_B2S[:, space],
+            item_ids_B=batch.item_codes,
+            log_q_B=batch.log_q,
+            weights_B=weights,
+            temperature=retriever.spec.temperature,
+        )
+        for space, weights in enumerate((torch.ones_like(batch.conversions), batch.conversions))
+    ]
+    return torch.stack(losses).sum()
 
 
 def _sides(

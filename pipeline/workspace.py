@@ -65,6 +65,4 @@ def read_json(path: Path, made_by: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist: run `counterpoise {made_by}` first with the same options"
-        ) from None
+        raise ValueError(f"{path} does not exist: run `counterpoise {made_by}` first with the same options") from None

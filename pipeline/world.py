@@ -144,9 +144,7 @@ def create_world(config: SimulatorConfig) -> World:
     click_intercept = _intercept(click, np.ones_like(click), config.click_rate)
     clicked = _sigmoid(_logit(click) + click_intercept)
     conversion_intercept = _intercept(conversion, clicked, config.conversion_rate)
-    return dataclasses.replace(
-        world, click_intercept=click_intercept, conversion_intercept=conversion_intercept
-    )
+    return dataclasses.replace(world, click_intercept=click_intercept, conversion_intercept=conversion_intercept)
 
 
 def ranked_by_truth(
@@ -168,9 +166,7 @@ def ranked_by_truth(
     rows = max(1, BLOCK_CELLS // max(1, available.size))
     for row in range(0, users.size, rows):
         block = users[row : row + rows]
-        click, conversion = world.probabilities(
-            users=block[:, None], items=available, times_us=epoch_us(time)
-        )
+        click, conversion = world.probabilities(users=block[:, None], items=available, times_us=epoch_us(time))
         score = click * conversion
         for index, items in enumerate((excluded or [])[row : row + rows]):
             score[index, columns[items][columns[items] >= 0]] = -1
@@ -185,9 +181,7 @@ def expected_conversions(world: World, *, users: Integers, lists: Integers, time
 
     `lists` holds item indices, shape U K; -1 is no item and adds nothing.
     """
-    click, conversion = world.probabilities(
-        users=users[:, None], items=np.maximum(lists, 0), times_us=epoch_us(time)
-    )
+    click, conversion = world.probabilities(users=users[:, None], items=np.maximum(lists, 0), times_us=epoch_us(time))
     expected: Floats = np.where(lists >= 0, click * conversion, 0.0).sum(axis=1)
     return expected
 
@@ -218,9 +212,7 @@ def load_world(path: Path) -> World:
         config = SimulatorConfig(**header.pop("config"))
         return World(config, users, items, **header)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable world file ({error}): run `counterpoise simulate` again"
-        ) from error
+        raise ValueError(f"{path} is not a readable world file ({error}): run `counterpoise simulate` again") from error
 
 
 def _pilot(world: World) -> tuple[Integers, Integers, Integers, Integers, Integers]:

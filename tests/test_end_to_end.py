@@ -167,7 +167,10 @@ def test_each_stage_logs_one_line(first: Ran) -> None:
 
 
 def test_the_model_learns_and_stays_below_the_truth(first: Ran) -> None:
-    tasks, oracle = first.summary["evaluation"]["tasks"], first.summary["evaluation"]["baselines"]["oracle"]["tasks"]
+    tasks, oracle = (
+        first.summary["evaluation"]["tasks"],
+        first.summary["evaluation"]["baselines"]["oracle"]["tasks"],
+    )
     for task in ("click", "click_and_conversion"):
         assert 0.55 < tasks[task]["auc"]["value"] < oracle[task]["auc"]["value"] + 0.01, task
         assert 0.7 < tasks[task]["pcoc"]["value"] < 1.4, task

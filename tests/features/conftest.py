@@ -63,8 +63,7 @@ def plan() -> FeaturePlan:
         items=SidePlan(categorical=("brand",), numeric=("price",), multi=("tags",)),
         context=("surface",),
         counters=tuple(
-            CounterPlan(keys=key, half_lives_days=(1.0, 7.0), smoothing=2.0, recency=len(key) == 1)
-            for key in keys
+            CounterPlan(keys=key, half_lives_days=(1.0, 7.0), smoothing=2.0, recency=len(key) == 1) for key in keys
         ),
         sequence_length=3,
         item_age=True,

@@ -71,14 +71,10 @@ def test_decayed_counts_are_those_of_the_whole_event_list(
     expected: dict[tuple[str, str], dict[str, float]] = {}
     for a, b, kind, day in events:
         if a is not None and b is not None:
-            values = expected.setdefault(
-                (a, b), dict.fromkeys([f"{k}s@{h:g}" for h in (1.0, 5.5) for k in KINDS], 0.0)
-            )
+            values = expected.setdefault((a, b), dict.fromkeys([f"{k}s@{h:g}" for h in (1.0, 5.5) for k in KINDS], 0.0))
             for half_life in (1.0, 5.5):
                 values[f"{kind}s@{half_life:g}"] += 0.5 ** ((8 - day) / half_life)
-    assert [(row["a"], row["b"]) for row in found.to_dicts()] == sorted(expected), (
-        "sorted, and no missing key"
-    )
+    assert [(row["a"], row["b"]) for row in found.to_dicts()] == sorted(expected), "sorted, and no missing key"
     for row in found.to_dicts():
         for name, value in expected[row["a"], row["b"]].items():
             assert row[name] == pytest.approx(value, rel=1e-12)
@@ -161,6 +157,4 @@ def test_recency_is_in_hours_since_the_last_of_its_kind() -> None:
 def test_features_come_in_the_order_of_the_rows() -> None:
     table = states(*(state(name, n) for n, name in enumerate("abcde")))
     found = counter_features(pl.DataFrame({"a": list("ecaec")}), table, counter("a"), START)
-    assert found["a__impressions_7d"].to_list() == pytest.approx(
-        [math.log1p(n) for n in (4, 2, 0, 4, 2)], rel=1e-6
-    )
+    assert found["a__impressions_7d"].to_list() == pytest.approx([math.log1p(n) for n in (4, 2, 0, 4, 2)], rel=1e-6)

@@ -149,9 +149,7 @@ ROW = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=20), order=st.randoms(use_true_random=False))
-def test_neither_the_fit_nor_the_codes_depend_on_the_order_of_the_rows(
-    rows: list[object], order: Random
-) -> None:
+def test_neither_the_fit_nor_the_codes_depend_on_the_order_of_the_rows(rows: list[object], order: Random) -> None:
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     places = list(range(len(rows)))
     order.shuffle(places)
@@ -168,9 +166,7 @@ def test_an_encoder_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert load_encoder(tmp_path / "encoder.json") == encoder
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", "{}", "[]", '{"vocabularies": {}, "knots": {}, "bins": 4}', "\xff"]
-)
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"vocabularies": {}, "knots": {}, "bins": 4}', "\xff"])
 def test_a_file_that_is_no_encoder_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "encoder.json"
     if content is not None:

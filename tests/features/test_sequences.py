@@ -24,9 +24,7 @@ def as_dict(frame: pl.DataFrame) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def test_the_last_items_stay_newest_last() -> None:
-    first = advance_sequences(
-        None, known([("u", "c", "click", 3), ("u", "a", "click", 1), ("u", "b", "click", 2)]), 3
-    )
+    first = advance_sequences(None, known([("u", "c", "click", 3), ("u", "a", "click", 1), ("u", "b", "click", 2)]), 3)
     assert as_dict(first) == {"u": (["a", "b", "c"], [])}
     second = advance_sequences(first, known([("u", "d", "click", 30), ("v", "a", "conversion", 25)]), 3)
     assert as_dict(second) == {"u": (["b", "c", "d"], []), "v": ([], ["a"])}

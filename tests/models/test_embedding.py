@@ -82,9 +82,7 @@ def test_pooling_is_the_mean_over_what_is_not_padding() -> None:
     fused = FusedEmbedding(cardinalities=CARDINALITIES, width=4)
     table = _separate(fused)[2].weight
     ids_BL = torch.tensor([[4, 6, 0], [0, 4, 0], [0, 0, 0], [5, 5, 6]])
-    expected_BD = torch.stack(
-        [(table[4] + table[6]) / 2, table[4], torch.zeros(4), (2 * table[5] + table[6]) / 3]
-    )
+    expected_BD = torch.stack([(table[4] + table[6]) / 2, table[4], torch.zeros(4), (2 * table[5] + table[6]) / 3])
     torch.testing.assert_close(fused.pool(ids_BL, field=2), expected_BD)
 
 

@@ -136,9 +136,7 @@ def test_an_item_drawn_several_times_is_one_negative() -> None:
     moved_BS[3] += 1.0
     # Row 3 holds row 2's item once more; rows 0 and 1 are the positives.
     for ids, equal in (([7, 8, 9, 9], True), ([7, 8, 9, 6], False)):
-        losses = [
-            _loss(users_BS, vectors_BS, ids, [1.0, 1.0, 0.0, 0.0]) for vectors_BS in (items_BS, moved_BS)
-        ]
+        losses = [_loss(users_BS, vectors_BS, ids, [1.0, 1.0, 0.0, 0.0]) for vectors_BS in (items_BS, moved_BS)]
         assert torch.equal(*losses) == equal
 
 

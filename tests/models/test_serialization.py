@@ -146,7 +146,5 @@ def test_weights_of_another_model_of_the_same_shape_are_refused(tmp_path: Path) 
 
 def test_a_retriever_is_no_ranker(tmp_path: Path) -> None:
     save_retriever(_retriever(), tmp_path)
-    with pytest.raises(
-        ValueError, match=r"spec\.json describes a RetrieverSpec, expected a RankerSpec: load it"
-    ):
+    with pytest.raises(ValueError, match=r"spec\.json describes a RetrieverSpec, expected a RankerSpec: load it"):
         load_ranker(tmp_path)

@@ -71,9 +71,7 @@ def test_an_unknown_counter_key_is_named_with_the_known_ones(tmp_path: Path) -> 
         assert load(tmp_path, text.replace("brend", key)).features.counters[0].keys == [key]
 
 
-@pytest.mark.parametrize(
-    "keys", ['["user_id", "user_id"]', '["user_id"]\n[[features.counters]]\nkeys = ["user_id"]']
-)
+@pytest.mark.parametrize("keys", ['["user_id", "user_id"]', '["user_id"]\n[[features.counters]]\nkeys = ["user_id"]'])
 def test_repeated_counters_are_refused(tmp_path: Path, keys: str) -> None:
     with pytest.raises(ValueError, match=r"features\.counters keys .* are repeated"):
         load(tmp_path, f"{SMALLEST}[[features.counters]]\nkeys = {keys}\n")

@@ -46,9 +46,7 @@ def featurized(config: Config, source: Path, root: Path) -> Featurized:
 
 
 @pytest.fixture(scope="module")
-def run(
-    simulated_source: Path, simulated_config: Config, tmp_path_factory: pytest.TempPathFactory
-) -> Featurized:
+def run(simulated_source: Path, simulated_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Featurized:
     return featurized(simulated_config, simulated_source, tmp_path_factory.mktemp("featurize") / "workspace")
 
 
@@ -80,9 +78,7 @@ def test_a_test_day_changes_neither_the_encoder_nor_an_earlier_example(
     run: Featurized, simulated_source: Path, tmp_path: Path
 ) -> None:
     test = run.days.test[0]
-    other = featurized(
-        run.config, changed(simulated_source, tmp_path / "source", test), tmp_path / "workspace"
-    )
+    other = featurized(run.config, changed(simulated_source, tmp_path / "source", test), tmp_path / "workspace")
     assert (other.folder / "encoder.json").read_bytes() == (run.folder / "encoder.json").read_bytes()
     earlier = [*run.days.train, *run.days.validation]
     assert tables.digest(other.examples(*earlier)) == tables.digest(run.examples(*earlier))
@@ -91,9 +87,7 @@ def test_a_test_day_changes_neither_the_encoder_nor_an_earlier_example(
 
 def test_a_training_day_changes_the_encoder(run: Featurized, simulated_source: Path, tmp_path: Path) -> None:
     first = run.days.train[0]
-    other = featurized(
-        run.config, changed(simulated_source, tmp_path / "source", first), tmp_path / "workspace"
-    )
+    other = featurized(run.config, changed(simulated_source, tmp_path / "source", first), tmp_path / "workspace")
     assert load_encoder(other.folder / "encoder.json") != load_encoder(run.folder / "encoder.json")
     assert "elsewhere" in load_encoder(other.folder / "encoder.json").vocabularies["surface"]
 
@@ -118,7 +112,5 @@ def test_the_saved_state_gives_the_test_day_s_raw_features(run: Featurized) -> N
 
 
 def test_a_state_that_was_not_written_is_named(run: Featurized) -> None:
-    with pytest.raises(
-        ValueError, match="state-2020-01-01 does not exist: run `counterpoise featurize` first"
-    ):
+    with pytest.raises(ValueError, match="state-2020-01-01 does not exist: run `counterpoise featurize` first"):
         load_state(run.folder, dt.date(2020, 1, 1))

@@ -173,9 +173,7 @@ def test_a_business_day_begins_at_midnight_of_its_time_zone(
         workspace,
         write_log("log.csv", rows),
     )
-    found = (
-        interactions(workspace).sort("event_time", "user_id").select(pl.col("date").cast(pl.String), "hour")
-    )
+    found = interactions(workspace).sort("event_time", "user_id").select(pl.col("date").cast(pl.String), "hour")
     assert found.rows() == [("2026-01-01", "23"), *[("2026-01-02", "0")] * 2, ("2026-01-02", "1")]
 
 
@@ -207,10 +205,7 @@ def test_label_expressions_read_zeros_and_ones_and_words(
 def test_a_numeric_label_that_is_no_number_is_no_click(
     write_log: Writer, make_config: Maker, workspace: Workspace, log_rows: Rows
 ) -> None:
-    rows = [
-        {**row, "rating": rating}
-        for row, rating in zip(log_rows, ["5", "1.5", "NaN", "inf", ""], strict=False)
-    ]
+    rows = [{**row, "rating": rating} for row, rating in zip(log_rows, ["5", "1.5", "NaN", "inf", ""], strict=False)]
     labels = {"click": "rating > 3", "conversion": "rating > 3", "numeric": ["rating"]}
     outcome = ingest(make_config(labels=labels, source=LENIENT), workspace, write_log("log.csv", rows))
     assert interactions(workspace)["click"].to_list() == [True, False]
@@ -246,9 +241,7 @@ def test_labels_of_one_class_are_refused(
     write_log: Writer, make_config: Maker, workspace: Workspace, log_rows: Rows, label: str, value: str
 ) -> None:
     rows: list[dict[str, Any]] = [{**row, "conversion": "0", label: value} for row in log_rows]
-    with pytest.raises(
-        ValueError, match=rf"labels\.{label} = '{label}' is true on \d+ of 12 rows: both classes"
-    ):
+    with pytest.raises(ValueError, match=rf"labels\.{label} = '{label}' is true on \d+ of 12 rows: both classes"):
         ingest(make_config(), workspace, write_log("log.csv", rows))
 
 
@@ -256,10 +249,6 @@ def test_a_day_without_rows_is_named_and_may_be_accepted(
     write_log: Writer, make_config: Maker, workspace: Workspace, log_rows: Rows
 ) -> None:
     source = write_log("log.csv", log_rows[:4] + log_rows[8:])
-    with pytest.raises(
-        ValueError, match=r"no rows on 2026-01-02 \(1 days between 2026-01-01 and 2026-01-03\)"
-    ):
+    with pytest.raises(ValueError, match=r"no rows on 2026-01-02 \(1 days between 2026-01-01 and 2026-01-03\)"):
         ingest(make_config(), workspace, source)
-    assert (
-        ingest(make_config(source={"accepted_empty_days": ["2026-01-02"]}), workspace, source).rows_out == 8
-    )
+    assert ingest(make_config(source={"accepted_empty_days": ["2026-01-02"]}), workspace, source).rows_out == 8

@@ -146,9 +146,7 @@ MANGLED = st.fixed_dictionaries(
                 *("1767232800000000", "2026-13-01", "9223372036854775807", "99999999999999999999"),
             ]
         ),
-        "received_time": st.sampled_from(
-            ["", "2026-01-01T03:00:00.5Z", "2025-01-01", "?", "2026-01-01T01:00:00Z"]
-        ),
+        "received_time": st.sampled_from(["", "2026-01-01T03:00:00.5Z", "2025-01-01", "?", "2026-01-01T01:00:00Z"]),
         "click": st.sampled_from(["0", "1", "true", "FALSE", "yes", "", "2", "1.0", "nan"]),
         "conversion": st.sampled_from(["0", "1", "True", "no", "", "-1"]),
     }

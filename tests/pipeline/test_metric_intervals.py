@@ -36,9 +36,7 @@ def test_intervals_contain_the_value_and_have_exactly_the_metrics_as_keys() -> N
 
 
 def test_an_interval_shrinks_with_the_root_of_the_users() -> None:
-    few, many = (
-        evaluate_task(**correlated(users=users, rows_per_user=3, seed=2))["auc"] for users in (200, 3200)
-    )
+    few, many = (evaluate_task(**correlated(users=users, rows_per_user=3, seed=2))["auc"] for users in (200, 3200))
     # 16 times the users, a quarter of the width; the bands allow for 200 replicates' noise.
     assert 3 < (few.high - few.low) / (many.high - many.low) < 5.5
 
@@ -65,9 +63,7 @@ def test_an_interval_at_ninety_percent_covers_the_truth_nine_times_in_ten() -> N
 
 
 def test_a_higher_confidence_is_a_wider_interval_of_the_same_resamples() -> None:
-    narrow, wide = (
-        evaluate_task(**independent(4), confidence=confidence)["auc"] for confidence in (0.5, 0.99)
-    )
+    narrow, wide = (evaluate_task(**independent(4), confidence=confidence)["auc"] for confidence in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -113,9 +109,7 @@ def test_a_resample_without_the_only_user_of_both_classes_is_drawn_again() -> No
     rows: Sample = {"labels": (users > 0) & (users < 11), "probabilities": np.linspace(0.9, 0.1, 100)}
     rows["labels"][0] = True
     assert evaluate_task(**rows, users=users)["gauc"] == Interval(1.0, 1.0, 1.0)
-    assert paired_difference(**rows, users=users, baseline=np.full(100, 0.5))["gauc"] == Interval(
-        0.5, 0.5, 0.5
-    )
+    assert paired_difference(**rows, users=users, baseline=np.full(100, 0.5))["gauc"] == Interval(0.5, 0.5, 0.5)
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
@@ -147,9 +141,9 @@ def test_a_difference_of_gauc_uses_the_same_users() -> None:
 
 def test_an_interval_as_a_dictionary_is_fit_for_json() -> None:
     assert Interval(0.5, 0.4, 0.6).as_dict() == {"value": 0.5, "low": 0.4, "high": 0.6}
-    assert {
-        type(number) for number in evaluate_task(**independent(1), replicates=2)["auc"].as_dict().values()
-    } == {float}
+    assert {type(number) for number in evaluate_task(**independent(1), replicates=2)["auc"].as_dict().values()} == {
+        float
+    }
 
 
 def test_a_bootstrap_of_a_mean_has_its_textbook_width() -> None:

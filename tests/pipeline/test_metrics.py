@@ -147,9 +147,9 @@ def test_gauc_agrees_with_a_loop_over_users() -> None:
     assert point(rows)["gauc"] == pytest.approx(total / weight)
 
 
-GRID = st.lists(
-    st.tuples(st.booleans(), st.integers(1, 15), st.integers(0, 4)), min_size=2, max_size=40
-).filter(lambda rows: len({label for label, _, _ in rows}) == 2)
+GRID = st.lists(st.tuples(st.booleans(), st.integers(1, 15), st.integers(0, 4)), min_size=2, max_size=40).filter(
+    lambda rows: len({label for label, _, _ in rows}) == 2
+)
 
 
 def on_grid(rows: list[tuple[bool, int, int]]) -> Sample:
@@ -187,9 +187,7 @@ def test_swapping_both_classes_changes_neither_auc_nor_losses(
 @given(GRID)
 def test_half_the_prediction_is_half_the_pcoc(drawn: list[tuple[bool, int, int]]) -> None:
     rows = on_grid(drawn)
-    assert point(rows | {"probabilities": rows["probabilities"] / 2})["pcoc"] == pytest.approx(
-        point(rows)["pcoc"] / 2
-    )
+    assert point(rows | {"probabilities": rows["probabilities"] / 2})["pcoc"] == pytest.approx(point(rows)["pcoc"] / 2)
 
 
 @given(GRID, st.randoms(use_true_random=False))

@@ -14,13 +14,9 @@ from sklearn.metrics import ndcg_score
 from pipeline.ranking_metrics import ListMetrics, coverage, evaluate_lists, gini
 
 
-def measure(
-    lists: list[list[int]], pairs: list[tuple[int, int]], ks: list[int], **settings: int
-) -> ListMetrics:
+def measure(lists: list[list[int]], pairs: list[tuple[int, int]], ks: list[int], **settings: int) -> ListMetrics:
     users, items = np.array(pairs).reshape(-1, 2).T
-    return evaluate_lists(
-        lists_UK=np.array(lists), relevant_users=users, relevant_items=items, ks=ks, **settings
-    )
+    return evaluate_lists(lists_UK=np.array(lists), relevant_users=users, relevant_items=items, ks=ks, **settings)
 
 
 def values(metrics: ListMetrics, name: str) -> dict[int, float]:
@@ -101,9 +97,7 @@ def test_recall_agrees_with_sets() -> None:
     relevant: dict[int, set[int]] = {}
     for user, item in zip(rows["relevant_users"].tolist(), rows["relevant_items"].tolist(), strict=True):
         relevant.setdefault(user, set()).add(item)
-    shares = [
-        len(items & set(rows["lists_UK"][user, :7].tolist())) / len(items) for user, items in relevant.items()
-    ]
+    shares = [len(items & set(rows["lists_UK"][user, :7].tolist())) / len(items) for user, items in relevant.items()]
     metrics = evaluate_lists(**rows, ks=[7])
     assert values(metrics, "recall")[7] == pytest.approx(np.mean(shares))
     assert metrics["users"] == len(relevant)
@@ -181,9 +175,7 @@ def test_what_cannot_be_measured_is_named(pairs: list[tuple[int, int]], ks: list
 
 def test_relevant_users_and_items_come_in_pairs() -> None:
     with pytest.raises(ValueError, match=r"need one shape \(P,\), got \(2,\) and \(1,\)"):
-        evaluate_lists(
-            lists_UK=np.array(LISTS), relevant_users=np.array([0, 1]), relevant_items=np.array([11]), ks=[1]
-        )
+        evaluate_lists(lists_UK=np.array(LISTS), relevant_users=np.array([0, 1]), relevant_items=np.array([11]), ks=[1])
 
 
 def test_a_catalogue_smaller_than_what_is_shown_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.config import SideTable
+from pipeline.sections import SideTable
 from pipeline.side_tables import read_side_table
 
 ITEMS = SideTable(
@@ -42,9 +42,7 @@ def test_cells_are_typed_and_empty_text_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf", "Infinity", "cheap", "1,5", "0x10"])
 def test_a_number_that_is_none_is_named_by_file_row_and_column(tmp_path: Path, value: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"items\.csv: row 2: price = '{value}' is no finite number \(2 such"
-    ):
+    with pytest.raises(ValueError, match=rf"items\.csv: row 2: price = '{value}' is no finite number \(2 such"):
         read(tmp_path, "a,x,1,t,", f'b,x,"{value}",t,', f'c,x,"{value}",t,')
 
 
@@ -57,9 +55,7 @@ def test_a_parquet_number_that_is_not_finite_is_named(tmp_path: Path, value: flo
 
 
 def test_repeated_ids_are_named_with_their_rows(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"items\.csv: item_id 'a' stands in rows 1 and 3 \(1 ids are repeated\)"
-    ):
+    with pytest.raises(ValueError, match=r"items\.csv: item_id 'a' stands in rows 1 and 3 \(1 ids are repeated\)"):
         read(tmp_path, "a,x,1,t,", "b,x,1,t,", " a ,x,1,t,")
 
 

@@ -157,9 +157,7 @@ def test_short_windows_cut_long_delays(tmp_path: Path) -> None:
 def test_everything_is_received_after_it_happened(simulation: Simulation) -> None:
     log = simulation.log
     for event in ("", "click_time", "conversion_time"):
-        delay = hours_between(
-            log.drop_nulls(), event or "event_time", f"{event.removesuffix('time')}received_time"
-        )
+        delay = hours_between(log.drop_nulls(), event or "event_time", f"{event.removesuffix('time')}received_time")
         assert delay.min() > 0
 
 
@@ -171,9 +169,7 @@ def test_ids_are_unique_and_nobody_sees_an_item_twice_at_once(simulation: Simula
 
 
 def test_the_event_log_agrees_with_the_labelled_log_row_for_row(simulation: Simulation) -> None:
-    events = pl.DataFrame(
-        [event for _, event in received_events(simulation.folder)], infer_schema_length=None
-    )
+    events = pl.DataFrame([event for _, event in received_events(simulation.folder)], infer_schema_length=None)
     assert events["event_id"].is_unique().all()
     events = events.with_columns(pl.col("event_time", "received_time").str.to_datetime(time_zone="UTC"))
     log = events.filter(pl.col("event") == "impression").drop("event", "event_id", "value")
@@ -186,9 +182,7 @@ def test_the_event_log_agrees_with_the_labelled_log_row_for_row(simulation: Simu
             pl.col("received_time").alias(f"{event}_received_time"),
             *(["value"] if event == "conversion" else []),
         )
-        log = log.join(named, on="impression_id", how="left").with_columns(
-            pl.col(event).fill_null(value=False)
-        )
+        log = log.join(named, on="impression_id", how="left").with_columns(pl.col(event).fill_null(value=False))
     labelled = simulation.log.drop("p_click", "p_conversion")
     assert_frame_equal(
         log.sort("impression_id"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Split
+from pipeline.sections import Split
 from pipeline.split import resolve_days
 
 FIRST = dt.date(2026, 1, 1)
@@ -45,9 +45,7 @@ def test_ranges_choose_the_days_that_have_rows() -> None:
 def test_no_days_and_a_date_without_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="has no days: run `counterpoise ingest` first"):
         resolve_days(ANY, [], None, None)
-    with pytest.raises(
-        ValueError, match="--date 2026-01-09 has no rows: the table holds 2026-01-01 to 2026-01-03"
-    ):
+    with pytest.raises(ValueError, match="--date 2026-01-09 has no rows: the table holds 2026-01-01 to 2026-01-03"):
         resolve_days(ANY, days(1, 2, 3), days(9)[0], None)
 
 

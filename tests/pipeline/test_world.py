@@ -68,9 +68,7 @@ def test_effects_that_are_switched_off_are_gone() -> None:
     flat = create_world(
         SimulatorConfig(users=60, items=40, days=2, requests_per_day=50, position_effect=0, novelty_effect=0)
     )
-    click, _ = flat.probabilities(
-        users=1, items=2, times_us=NOW_US + np.arange(5) * 10**11, positions=np.arange(1, 6)
-    )
+    click, _ = flat.probabilities(users=1, items=2, times_us=NOW_US + np.arange(5) * 10**11, positions=np.arange(1, 6))
     assert np.ptp(click) == 0
 
 
@@ -97,9 +95,7 @@ def test_arguments_broadcast_to_a_matrix_equal_to_its_cells(world: World) -> Non
 
 def test_an_item_is_available_from_its_birth_on(world: World) -> None:
     item = int(world.items.available_us.argmax())
-    birth = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(
-        microseconds=int(world.items.available_us[item])
-    )
+    birth = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=int(world.items.available_us[item]))
     assert world.available(birth)[item]
     assert not world.available(birth - dt.timedelta(microseconds=1))[item]
 

@@ -1,0 +1,202 @@
+"""The tables of a configuration file: what each key means, its default and its bounds."""
+
+import datetime as dt
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A frozen table of the file that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(Section):
+    """Names of the source's columns for what the contract needs."""
+
+    user: str = Field(default="user_id", description="column with the user's id")
+    item: str = Field(default="item_id", description="column with the item's id")
+    event_time: str = Field(default="event_time", description="time of the impression")
+    received_time: str | None = Field(default=None, description="when the impression was known; default: event_time")
+    impression: str | None = Field(default=None, description="id of the impression; default: user, item and time")
+    click_known_at: str | None = Field(default=None, description="when the click was known; default: received_time")
+    conversion_known_at: str | None = Field(default=None, description="when the conversion was known; likewise")
+
+
+class Source(Section):
+    """Files of the labelled log, relative to --source."""
+
+    interactions: str = Field(description="glob of CSV, JSONL (plain, gz, zst) or Parquet files")
+    columns: Columns = Columns()
+    time_unit: Literal["s", "ms", "us"] = Field(default="us", description="unit of event times that are integers")
+    time_zone: str = Field(default="UTC", description="time zone of the business day, an IANA name")
+    max_quarantine_share: Share = Field(default=0.01, description="share of quarantined rows that stops the run")
+    accept_fewer_rows: bool = Field(
+        default=False, description="lets a source replace a day by fewer rows than the table holds"
+    )
+    accepted_empty_days: list[dt.date] = Field(default=[], description="days that are known to have no rows")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (KeyError, ValueError, OSError):
+            message = "expected an IANA time zone such as 'Asia/Shanghai'"
+            raise ValueError(message) from None
+        return zone
+
+
+class Labels(Section):
+    """What counts as a click and as a conversion, as SQL expressions over label columns."""
+
+    click: str = Field(default="click", description="boolean expression, such as is_click")
+    conversion: str = Field(default="conversion", description="such as long_view AND is_click")
+    numeric: list[str] = Field(default=[], description="label columns that hold numbers, such as a rating")
+
+
+class SideTable(Section):
+    """A table of users or of items with one row an id."""
+
+    file: str | None = Field(default=None, description="CSV, JSONL or Parquet file, relative to --source")
+    id: str = Field(description="column with the id")
+    categorical: list[str] = []
+    numeric: list[str] = []
+    multi: dict[str, str] = Field(default={}, description="multi-valued text columns and their separators")
+    available_from: str | None = Field(default=None, description="column with the first day of an item")
+    available_until: str | None = Field(default=None, description="column with the last day of an item")
+
+
+class Context(Section):
+    """What is known at the impression and unknown when a batch job scores."""
+
+    columns: dict[str, str] = Field(default={}, description="column = reference value used at scoring")
+    hour: int | None = Field(default=None, ge=0, le=23, description="adds the local hour; its reference value")
+
+    def references(self) -> dict[str, str]:
+        """Return the reference value of each context column, the hour included."""
+        hour = {} if self.hour is None else {"hour": str(self.hour)}
+        return {**self.columns, **hour}
+
+
+class Counter(Section):
+    """Decayed counts of impressions, clicks and conversions for each value of some keys."""
+
+    keys: list[str] = Field(min_length=1, description="user_id, item_id, side, first_<multi>, context columns")
+    half_lives_days: list[Rate] = Field(default=[7.0], min_length=1)
+    smoothing: Rate = Field(default=20.0, description="impressions (or clicks) that the prior rate is worth")
+    recency: bool = Field(default=False, description="adds hours since the last impression and click")
+
+
+class Features(Section):
+    """Declared features; each is known before the day it serves."""
+
+    counters: list[Counter] = []
+    sequence_length: int = Field(default=10, ge=0, description="last clicked and converted items; 0 switches off")
+    item_age: bool = Field(default=False, description="needs items.available_from")
+    min_count: Positive = Field(default=2, description="training rows that an id needs for an embedding of its own")
+    bins: int = Field(default=20, ge=1, le=200, description="quantile bins of a numeric feature")
+
+
+class Model(Section):
+    """The ranker's body and sizes."""
+
+    body: Literal["single_task", "shared_bottom", "mmoe", "ple"] = "ple"
+    embedding_width: Positive = 16
+    numeric_width: Positive = 8
+    experts: Positive = 4
+    task_experts: Positive = 2
+    levels: Positive = 1
+    hidden: list[Positive] = [128, 64]
+    tower: list[Positive] = [32]
+    dropout: Share = 0.0
+
+
+class Training(Section):
+    """How the ranker is fitted."""
+
+    epochs: Positive = 1
+    batch_size: Positive = 2048
+    learning_rate: Rate = 1e-3
+    embedding_learning_rate: Rate = 1e-3
+    baseline_learning_rate: Rate = Field(default=5e-3, description="of the logistic-regression baseline")
+    weight_decay: float = Field(default=0.0, ge=0)
+    conversion_weight: Rate = Field(default=1.0, description="weight of the click-and-conversion loss")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Retriever(Section):
+    """The two towers."""
+
+    embedding_width: Positive = 16
+    numeric_width: Positive = 8
+    hidden: list[Positive] = [64]
+    space_width: Positive = 32
+    temperature: Rate = 0.1
+    epochs: Positive = 4
+    batch_size: Positive = 1024
+    learning_rate: Rate = 1e-3
+    embedding_learning_rate: Rate = 1e-3
+
+
+class Retrieval(Section):
+    """Candidates for every user from the FAISS index."""
+
+    candidates: Positive = 200
+    index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
+    exact_below: Positive = Field(default=50_000, description="items under which 'auto' is exact")
+    conversion_weight: Share = Field(default=0.5, description="blend of the click and the conversion space")
+    filter_seen: Literal["none", "impression", "click", "conversion"] = "click"
+
+
+class Ranking(Section):
+    """Lists for every user."""
+
+    list_length: Positive = 50
+    weights: dict[Literal["p_click", "p_conversion", "p_click_and_conversion"], float] = Field(
+        default={"p_click_and_conversion": 1.0},
+        min_length=1,
+        description="score = weighted sum of probabilities",
+    )
+    scored_for: dt.date | None = Field(default=None, description="default: the day after the last test day")
+
+
+class Evaluation(Section):
+    """What the morning report holds."""
+
+    ks: list[Positive] = [10, 50]
+    replicates: int = Field(default=200, ge=20)
+    truth: str | None = Field(default=None, description="file with impression_id, p_click, p_conversion (simulator)")
+    world: str | None = Field(default=None, description="the simulator's world, for expected conversions of lists")
+
+    @field_validator("ks")
+    @classmethod
+    def _increasing(cls, ks: list[int]) -> list[int]:
+        if not ks or sorted(set(ks)) != ks:
+            raise ValueError("expected increasing numbers such as [10, 50]")
+        return ks
+
+
+class Tracking(Section):
+    """Where MLflow keeps runs and models."""
+
+    uri: str | None = Field(default=None, description="default: SQLite in the workspace")
+    experiment: str = "counterpoise"
+    model: str = Field(default="counterpoise", description="name of the registered model")
+
+
+Range = tuple[dt.date, dt.date]
+
+
+class Split(Section):
+    """First and last day of each part; by default the last day tests, the one before validates."""
+
+    train: Range | None = None
+    validation: Range | None = None
+    test: Range | None = None

@@ -1,0 +1,162 @@
+"""Scoring a day: the same features as training, candidates without what is seen or unavailable, and their order."""
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.encoding import encode
+from models.ranker import Ranker, predict
+from models.retriever import Retriever
+from pipeline.config import Config
+from pipeline.dataset import examples_from, ranker_spec, retriever_spec
+from pipeline.featurize import KEPT, days_of, featurize, plan_of, run_folder
+from pipeline.ingest import ingest
+from pipeline.rank import lists_frame, rank_lists
+from pipeline.retrieve import NONE, candidates_for, make_index, popular_candidates
+from pipeline.scoring import Bundle, Day, check_features, load_day, score_pairs
+from pipeline.split import Days
+from pipeline.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def config(simulated_config: Config) -> Config:
+    retrieval = simulated_config.retrieval.model_copy(update={"candidates": 20})
+    ranking = simulated_config.ranking.model_copy(update={"list_length": 10})
+    return simulated_config.model_copy(update={"retrieval": retrieval, "ranking": ranking})
+
+
+@pytest.fixture(scope="module")
+def workspace(config: Config, simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    place = Workspace(tmp_path_factory.mktemp("scoring"))
+    ingest(config, place, simulated_source)
+    featurize(config, place, days_of(config, place, None))
+    return place
+
+
+@pytest.fixture(scope="module")
+def days(config: Config, workspace: Workspace) -> Days:
+    return days_of(config, workspace, None)
+
+
+@pytest.fixture(scope="module")
+def bundle(config: Config, workspace: Workspace, days: Days) -> Bundle:
+    from features.encoding import load_encoder
+
+    plan = plan_of(config)
+    encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
+    ranker = Ranker(ranker_spec(config, plan, encoder, "mmoe", 3)).eval()
+    retriever = Retriever(retriever_spec(config, plan, encoder, 3)).eval()
+    return Bundle(encoder, ranker, retriever, "1")
+
+
+@pytest.fixture(scope="module")
+def day(config: Config, workspace: Workspace, days: Days, bundle: Bundle) -> Iterator[Day]:
+    yield load_day(config, workspace, run_folder(config, workspace, days) / "features", days.test[0], bundle.encoder)
+
+
+def test_a_pair_scores_as_its_example_does_at_the_reference_context(
+    config: Config, workspace: Workspace, days: Days, bundle: Bundle, day: Day
+) -> None:
+    raw = pl.read_parquet(run_folder(config, workspace, days) / "features" / f"raw-{days.test[0]}.parquet")
+    raw = raw.with_columns(pl.lit(value).alias(name) for name, value in config.context.references().items())
+    users = {name: number for number, name in enumerate(day.users["user_id"])}
+    items = {name: number for number, name in enumerate(day.items["item_id"])}
+    raw = raw.filter(pl.col("item_id").is_in(list(items)) & pl.col("user_id").is_in(list(users)))
+    encoded = pl.concat([raw.select(KEPT), encode(raw, bundle.encoder)], how="horizontal")
+    examples = examples_from(encoded, bundle.ranker.spec, None)
+    expected = predict(bundle.ranker, examples.features, 1000)
+    user_numbers = np.array([users[name] for name in examples.frame["user_id"]])
+    item_numbers = np.array([items[name] for name in examples.frame["item_id"]])
+    made = np.zeros_like(expected)
+    for rows, part in score_pairs(config, bundle, day, user_numbers, item_numbers):
+        made[rows] = part
+    assert len(made) > 300
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_candidates_are_the_nearest_unseen_items(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    free = replace(day, seen=np.zeros(0, dtype=np.int64))
+    without_filter = candidates_for(config, bundle, free, tmp_path)
+    seen = set(day.seen.tolist())
+    assert seen
+    for user in np.flatnonzero(day.has_history):
+        expected = [i for i in without_filter.items[user] if user * day.items.height + i not in seen]
+        got = found.items[user][: len(expected)].tolist()
+        assert got == expected
+        assert not {user * day.items.height + item for item in found.items[user] if item != NONE} & seen
+
+
+def test_a_user_without_history_gets_the_popular_items(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    stranger = int(np.flatnonzero(day.has_history)[0])
+    has_history = day.has_history.copy()
+    has_history[stranger] = False
+    found = candidates_for(config, bundle, replace(day, has_history=has_history), tmp_path)
+    popular = popular_candidates(day, 20)[stranger]
+    assert found.items[stranger].tolist() == popular.tolist()
+    assert not found.from_towers[stranger].any()
+
+
+def test_popularity_counts_the_clicks_of_the_last_seven_days(workspace: Workspace, config: Config, day: Day) -> None:
+    from pipeline import tables
+
+    start = plan_of(config).start_of(day.day)
+    log = tables.scan(workspace.table("interactions")).collect()
+    recent = log.filter(
+        (pl.col("date") < day.day)
+        & (pl.col("date") >= day.day - dt.timedelta(days=7))
+        & pl.col("click")
+        & (pl.col("click_known_at") < start)
+    )
+    counts = {name: recent.filter(pl.col("item_id") == name).height for name in day.items["item_id"]}
+    expected = sorted(counts, key=lambda name: (-counts[name], name))
+    assert day.items["item_id"].gather(day.popularity).to_list() == expected
+
+
+def test_lists_are_the_best_scored_candidates_in_order(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    lists = rank_lists(config, bundle, day, found)
+    frame = lists_frame(lists, day, "1")
+    assert frame.height == day.users.height * 10
+    user = 3
+    present = found.items[user][found.items[user] != NONE]
+    parts = [part for _, part in score_pairs(config, bundle, day, np.full(len(present), user), present)]
+    scores = np.concatenate(parts)[:, 2].astype(np.float64)
+    best = present[np.lexsort((present, -scores))][:10]
+    assert lists.items[user].tolist() == best.tolist()
+
+
+def test_a_configured_blend_orders_the_lists(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    by_click = config.model_copy(
+        update={"ranking": config.ranking.model_copy(update={"weights": {"p_click": 2.0, "p_conversion": 1.0}})}
+    )
+    frame = lists_frame(rank_lists(by_click, bundle, day, found), day, "1")
+    expected = 2.0 * frame["p_click"].cast(pl.Float64) + frame["p_conversion"].cast(pl.Float64)
+    np.testing.assert_allclose(frame["score"], expected, rtol=1e-6)
+
+
+def test_an_index_of_other_items_is_refused(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:
+    make_index(config, bundle, day, tmp_path)
+    fewer = replace(day, items=day.items.head(10), item_codes=day.item_codes.head(10))
+    with pytest.raises(ValueError, match="indexes other items than are available"):
+        candidates_for(config, bundle, fewer, tmp_path)
+
+
+def test_a_model_that_needs_other_features_is_refused(config: Config, bundle: Bundle) -> None:
+    without = config.model_copy(update={"features": config.features.model_copy(update={"counters": []})})
+    with pytest.raises(ValueError, match="model version 1 needs the features"):
+        check_features(bundle, plan_of(without))
