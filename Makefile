@@ -35,5 +35,13 @@ types: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.bench_bodies
 
+.venv-airflow/.installed: requirements-airflow.txt
+	$(PYTHON) -m venv .venv-airflow
+	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-airflow.txt
+	touch $@
+
+test-dag: $(VENV)/.installed .venv-airflow/.installed
+	COUNTERPOISE_COMMAND=$(CURDIR)/$(BIN)/counterpoise .venv-airflow/bin/python -m pytest --confcutdir tests/dags tests/dags
+
 clean:
 	rm -rf $(VENV) .venv-airflow build *.egg-info

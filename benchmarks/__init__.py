@@ -1,0 +1,1 @@
+"""Measurements: each prints ratios or paired differences against a named peer measured in the same run."""

@@ -1,7 +1,6 @@
 """Scoring a day: the same features as training, candidates without what is seen or unavailable, and their order."""
 
 import datetime as dt
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.encoding import encode
+from features.encoding import encode, load_encoder
 from models.ranker import Ranker, predict
 from models.retriever import Retriever
+from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import examples_from, ranker_spec, retriever_spec
 from pipeline.featurize import KEPT, days_of, featurize, plan_of, run_folder
@@ -45,8 +45,6 @@ def days(config: Config, workspace: Workspace) -> Days:
 
 @pytest.fixture(scope="module")
 def bundle(config: Config, workspace: Workspace, days: Days) -> Bundle:
-    from features.encoding import load_encoder
-
     plan = plan_of(config)
     encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
     ranker = Ranker(ranker_spec(config, plan, encoder, "mmoe", 3)).eval()
@@ -55,8 +53,8 @@ def bundle(config: Config, workspace: Workspace, days: Days) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def day(config: Config, workspace: Workspace, days: Days, bundle: Bundle) -> Iterator[Day]:
-    yield load_day(config, workspace, run_folder(config, workspace, days) / "features", days.test[0], bundle.encoder)
+def day(config: Config, workspace: Workspace, days: Days, bundle: Bundle) -> Day:
+    return load_day(config, workspace, run_folder(config, workspace, days) / "features", days.test[0], bundle.encoder)
 
 
 def test_a_pair_scores_as_its_example_does_at_the_reference_context(
@@ -107,8 +105,6 @@ def test_a_user_without_history_gets_the_popular_items(
 
 
 def test_popularity_counts_the_clicks_of_the_last_seven_days(workspace: Workspace, config: Config, day: Day) -> None:
-    from pipeline import tables
-
     start = plan_of(config).start_of(day.day)
     log = tables.scan(workspace.table("interactions")).collect()
     recent = log.filter(
