@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.encoding import FIRST_KNOWN, UNSEEN
+from features.asof import example_features
+from features.encoding import encode
 from models.ranker import load_ranker, predict
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.dataset import Examples, read_examples
-from pipeline.featurize import plan_of, run_folder
+from pipeline.dataset import Examples, examples_from, read_examples
+from pipeline.featurize import KEPT, load_state, plan_of, run_folder, side_frame
 from pipeline.list_quality import evaluate_day_lists
 from pipeline.metrics import Interval, evaluate_task, paired_difference
 from pipeline.readers import find_files
@@ -102,7 +103,7 @@ def _predictions(
     made: dict[str, list[NDArray[np.floating[Any]]]] = {
         "model": [predict(bundle.ranker, day.features, PREDICT_ROWS) for day in examples],
         "logistic_regression": [predict(baseline, day.features, PREDICT_ROWS) for day in examples],
-        "reference": [_at_reference(config, bundle, day) for day in examples],
+        "reference": [_at_reference(config, workspace, bundle, folder, date) for date in days.test],
         "popularity": [
             _popularity(config, workspace, date, day) for date, day in zip(days.test, examples, strict=True)
         ],
@@ -110,16 +111,17 @@ def _predictions(
     return {name: np.concatenate(parts).astype(np.float64) for name, parts in made.items()}
 
 
-def _at_reference(config: Config, bundle: Bundle, day: Examples) -> NDArray[np.float64]:
-    """Predict with the context as a batch job sets it: reference values, and missing counters of the context."""
-    spec, features = bundle.ranker.spec, day.features
-    ids, positions = features.ids_BF.clone(), features.positions_BF.clone()
-    for name, value in config.context.references().items():
-        known = bundle.encoder.vocabularies[name]
-        ids[:, spec.single.index(name)] = FIRST_KNOWN + known.index(value) if value in known else UNSEEN
-    for name in spec.context_numeric:
-        positions[:, spec.numeric.index(name)] = float(spec.bins + 1)
-    return predict(bundle.ranker, type(features)(ids, positions, features.pooled), PREDICT_ROWS).astype(np.float64)
+def _at_reference(
+    config: Config, workspace: Workspace, bundle: Bundle, folder: Path, date: dt.date
+) -> NDArray[np.float32]:
+    """Predict a test day with the context at its reference values, its counters included, as ranking does: (N, 3)."""
+    plan, references = plan_of(config), config.context.references()
+    raw = pl.read_parquet(folder / "features" / f"raw-{date}.parquet").select(KEPT)
+    rows = raw.with_columns(pl.lit(value).alias(name) for name, value in references.items())
+    users, items = side_frame(workspace, "users", config.users), side_frame(workspace, "items", config.items)
+    features = example_features(load_state(folder / "features", date), rows, users, items, plan)
+    encoded = pl.concat([rows.select(KEPT), encode(features, bundle.encoder)], how="horizontal")
+    return predict(bundle.ranker, examples_from(encoded, bundle.ranker.spec, None).features, PREDICT_ROWS)
 
 
 def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Examples) -> NDArray[np.float64]:

@@ -219,6 +219,20 @@ def test_a_worse_model_is_registered_but_serves_no_list(second: Ran) -> None:
     assert again.summary["model_version"] == "3"
 
 
+def test_candidates_of_another_champion_are_not_ranked(first: Ran) -> None:
+    made = first.folder / "index" / "model.json"
+    kept = made.read_text()
+    made.write_text(json.dumps({**json.loads(kept), "version": "99"}))
+    sets = [part for text in SMALL for part in ("--set", text)]
+    place = ["--source", str(first.source), "--workspace", str(first.workspace)]
+    done = _command("rank", "--config", "examples/simulated.toml", *place, *sets)
+    made.write_text(kept)
+    assert done.returncode == 2, done.stderr
+    assert "the champion is 1: run `counterpoise retrieve` again" in done.stderr
+    again = _command("rank", "--config", "examples/simulated.toml", *place, *sets)
+    assert again.returncode == 0, again.stderr
+
+
 def test_nothing_in_the_registered_model_is_a_pickle(first: Ran) -> None:
     files = [path for path in (first.workspace / "mlartifacts").rglob("*") if path.is_file()]
     assert any(path.name == "weights.safetensors" for path in files)
