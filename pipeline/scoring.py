@@ -22,7 +22,8 @@ from pipeline.dataset import lists, tensors
 from pipeline.featurize import load_state, plan_of, side_frame
 from pipeline.workspace import Workspace
 
-PAIRS = 131_072
+PAIRS = 65_536
+PREDICT_PAIRS = 4_096  # larger batches leave the cache: the kernel then maps fresh pages for every activation
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def score_pairs(
         pairs = pl.concat([user_keys[users[rows]], item_keys[items[rows]]], how="horizontal")
         pairs = pairs.with_columns(pl.lit(value).alias(name) for name, value in references.items())
         codes = encode(pair_features(day.state, pairs, plan).select(plan.pair_columns()), bundle.encoder)
-        yield rows, predict(bundle.ranker, blocks.features(users[rows], items[rows], codes), PAIRS)
+        features = blocks.features(users[rows], items[rows], codes)
+        yield rows, predict(bundle.ranker, features, PREDICT_PAIRS)
     assert spec.single, "a ranker has categorical columns"
 
 
