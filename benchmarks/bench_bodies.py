@@ -25,7 +25,7 @@ from pipeline import threads
 from pipeline.config import Config, load_config, parse_override
 from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import OUTPUT_OF, TASKS, impressions_of
-from pipeline.featurize import days_of, plan_of, run_folder
+from pipeline.featurize import days_of, plan_of, run_folder, table_versions
 from pipeline.metrics import metric_values, paired_difference, summarise
 from pipeline.train import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.workspace import Workspace
@@ -40,8 +40,9 @@ def _body(config: Config, workspace: Workspace, body: str, seeds: int) -> tuple[
     encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
     spec = ranker_spec(config, plan, encoder, body, 1)
     table, cutoff = workspace.table("examples"), plan.start_of(days.test[0])
-    training = [read_examples(table, day, spec, cutoff) for day in days.train]
-    validation = [read_examples(table, day, spec, cutoff) for day in days.validation]
+    version = table_versions(run_folder(config, workspace, days))["examples"]
+    training = [read_examples(table, version, day, spec, cutoff) for day in days.train]
+    validation = [read_examples(table, version, day, spec, cutoff) for day in days.validation]
     predictions, start = [], time.perf_counter()
     for seed in range(1, seeds + 1):
         seeded = config.model_copy(update={"seed": seed})
@@ -57,7 +58,8 @@ def _validation(config: Config, workspace: Workspace) -> list[Examples]:
     encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
     spec = ranker_spec(config, plan, encoder, "ple", 1)
     cutoff = plan.start_of(days.test[0])
-    return [read_examples(workspace.table("examples"), day, spec, cutoff) for day in days.validation]
+    version = table_versions(run_folder(config, workspace, days))["examples"]
+    return [read_examples(workspace.table("examples"), version, day, spec, cutoff) for day in days.validation]
 
 
 def main(

@@ -12,6 +12,7 @@ workers, so that this file imports nothing of the project:
 
 import datetime as dt
 import os
+from zoneinfo import ZoneInfo
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable
@@ -35,7 +36,7 @@ with DAG(
     # Two hours after midnight: late events of the day have arrived. A plain cron string would have an interval of zero
     # width, so the day that ended could not be told from it.
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone=TIME_ZONE),
-    start_date=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    start_date=dt.datetime(2026, 1, 1, tzinfo=ZoneInfo(TIME_ZONE)),
     catchup=False,
     max_active_runs=1,  # stages replace tables of one workspace
     dagrun_timeout=dt.timedelta(hours=12),

@@ -82,7 +82,8 @@ class ContextBias(nn.Module):
 class DeepScorer(nn.Module):
     """Scores by a body and task towers, and adds a bias from the context.
 
-    The trunk does not see the context, so a change of context moves the logits of all candidates alike.
+    The trunk does not see the context: a change of context columns moves the logits of all candidates alike, unless a
+    context number depends on the item too.
     """
 
     def __init__(self, spec: RankerSpec) -> None:

@@ -70,6 +70,8 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     from pipeline.run import run as run_all
 
     settings, place = _open(config, workspace, overrides, seed)
+    if summary is not None and not summary.parent.is_dir():
+        raise ValueError(f"--summary {summary}: the folder {summary.parent} does not exist; make it first")
     made = run_all(settings, place, source, _day(date))
     if summary is not None:
         summary.write_text(json.dumps(made, indent=2, default=str) + "\n", encoding="utf-8")
@@ -217,27 +219,30 @@ def main() -> None:
     try:
         app()
     except Interrupted:
-        _fail("interrupted: committed tables are as they were; run the same command again")
+        _fail("interrupted: each table is as it was or wholly new; run the same command again")
     except ValueError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.errno not in NO_SPACE and not _is_full(error):
-            raise
-        _fail(FULL.format(error))
     except Exception as error:
-        # Rust libraries report a full disk as an error of their own type.
-        if not _is_full(error):
+        message = _environment_message(error)
+        if message is None:
             raise
-        _fail(FULL.format(error))
+        _fail(message)
+
+
+def _environment_message(error: Exception) -> str | None:
+    """Return what to tell of a full disk or a path that cannot be used; None for a defect of ours."""
+    # Rust libraries report a full disk as an error of their own type.
+    full = isinstance(error, OSError) and error.errno in NO_SPACE
+    if full or any(word in str(error) for word in SPACE_WORDS):
+        return FULL.format(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; correct the path or its permissions"
+    return None
 
 
 def _interrupt(number: int, frame: object) -> None:
     del number, frame
     raise Interrupted
-
-
-def _is_full(error: BaseException) -> bool:
-    return any(word in str(error) for word in SPACE_WORDS)
 
 
 def _fail(message: str) -> None:

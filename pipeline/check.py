@@ -20,7 +20,7 @@ def check(config: Config, source: Path) -> list[str]:
     known: dict[str, pl.DataFrame] = {}
     for name, table, key in (("users", config.users, "user_id"), ("items", config.items, "item_id")):
         if table.file is not None:
-            known[key] = read_side_table(source, table, key, config.source.time_unit)
+            known[key] = read_side_table(source, table, key, config.source.time_unit, config.source.time_zone)
             lines.append(f"{name}: {known[key].height:,} rows, {known[key].width - 1} feature columns")
     with tempfile.TemporaryDirectory() as spill:
         intake = read_log(config, source, Path(spill))

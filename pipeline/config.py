@@ -51,6 +51,10 @@ class Config(Section):
         problems = [*_clashes(self), *_unknown_keys(self)]
         if self.features.item_age and self.items.available_from is None:
             problems.append("features.item_age = true needs items.available_from")
+        if self.evaluation.ks[-1] > self.ranking.list_length:
+            problems.append(
+                f"evaluation.ks = {self.evaluation.ks} reaches beyond ranking.list_length = {self.ranking.list_length}"
+            )
         if self.ranking.list_length > self.retrieval.candidates:
             problems.append(
                 f"ranking.list_length = {self.ranking.list_length} is above retrieval.candidates = "
@@ -77,6 +81,13 @@ RESERVED = (
     "conversion",
     "click_known_at",
     "conversion_known_at",
+    "file",
+    "row",
+    "broken",
+    "reason",
+    "kind",
+    "known_at",
+    "known_on",
 )
 
 
@@ -90,7 +101,8 @@ def _clashes(config: Config) -> list[str]:
         *RESERVED,
         *side_columns(config.users),
         *side_columns(config.items),
-        *config.context.references(),
+        *config.context.columns,
+        *(["hour"] if config.context.hour is not None else []),
     ]
     repeated = sorted({name for name in names if names.count(name) > 1})
     return [

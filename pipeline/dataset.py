@@ -90,16 +90,19 @@ def lists(column: pl.Series) -> NDArray[np.int64]:
     return column.explode().to_numpy().astype(np.int64).reshape(len(column), width)
 
 
-def read_examples(table: Path, day: dt.date, spec: RankerSpec, known_before: dt.datetime | None) -> Examples:
+def read_examples(
+    table: Path, version: int, day: dt.date, spec: RankerSpec, known_before: dt.datetime | None
+) -> Examples:
     """Read a day of tables/examples.
 
     Args:
         table: the table.
+        version: its version that the run's encoder made.
         day: the day.
         spec: names the feature columns.
         known_before: a label counts only where it was known before; None takes labels as they are today.
     """
-    return examples_from(tables.scan(table).filter(pl.col("date") == day).collect(), spec, known_before)
+    return examples_from(tables.scan(table, version).filter(pl.col("date") == day).collect(), spec, known_before)
 
 
 def examples_from(frame: pl.DataFrame, spec: RankerSpec, known_before: dt.datetime | None) -> Examples:

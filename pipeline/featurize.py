@@ -15,8 +15,9 @@ from pipeline.config import Config
 from pipeline.sections import SideTable
 from pipeline.split import Days, resolve_days
 from pipeline.stage import Outcome, progress
-from pipeline.workspace import Workspace, replaced_folder, run_id
+from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json
 
+READ = ("interactions", "examples", "quarantine", "users", "items")
 KEPT = (
     "impression_id",
     "user_id",
@@ -84,15 +85,28 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
         rows_in = _raw_days(config, workspace, days, plan, folder)
         training = pl.scan_parquet([spill / f"{day}.parquet" for day in days.train])
         encoder = fit_encoder(training, plan, min_count=config.features.min_count, bins=config.features.bins)
+        _check_references(config, encoder)
         save_encoder(encoder, folder / "encoder.json")
         note = {"data_set": config.name, "config_digest": config.digest()}
         frames = _encoded_days(spill, days, encoder)
         rows = tables.write_days(workspace.table("examples"), frames, days.all(), note=note)
         for day in days.test:
             (spill / f"{day}.parquet").rename(folder / f"raw-{day}.parquet")
+        read = {name: tables.version(workspace.table(name)) for name in READ if tables.exists(workspace.table(name))}
+        write_json(folder / "versions.json", read)
         shutil.rmtree(spill)
     sizes = sum(encoder.cardinalities().values())
     return Outcome(rows_in, rows, {"embedding_ids": sizes, "numeric_features": len(encoder.knots)})
+
+
+def _check_references(config: Config, encoder: Encoder) -> None:
+    for name, value in config.context.columns.items():
+        known = encoder.vocabularies[name]
+        if value not in known:
+            raise ValueError(
+                f"context.columns.{name} = {value!r} does not occur on the training days: scoring would use an "
+                f"untrained value; choose one of {known[:10]}"
+            )
 
 
 def _raw_days(config: Config, workspace: Workspace, days: Days, plan: FeaturePlan, folder: Path) -> int:
@@ -127,6 +141,18 @@ def _encoded_days(spill: Path, days: Days, encoder: Encoder) -> Iterator[pl.Data
     for day in days.all():
         raw = pl.read_parquet(spill / f"{day}.parquet")
         yield pl.concat([raw.select(KEPT), encode(raw, encoder)], how="horizontal")
+
+
+def table_versions(folder: Path) -> dict[str, int]:
+    """Return the version of each table that the run's features were made from and written to.
+
+    Other runs replace tables/examples; each reads the version that its own encoder made.
+
+    Raises:
+        ValueError: featurize has not run.
+    """
+    versions: dict[str, int] = read_json(folder / "features" / "versions.json", "featurize")
+    return versions
 
 
 def save_state(state: FeatureState, folder: Path) -> None:

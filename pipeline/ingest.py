@@ -13,7 +13,7 @@ from pipeline import tables
 from pipeline.config import Config
 from pipeline.readers import find_files, read_chunks
 from pipeline.side_tables import read_side_table
-from pipeline.stage import LOG, Outcome, progress
+from pipeline.stage import LOG, Outcome, progress, uninterrupted
 from pipeline.workspace import Workspace
 
 QUARANTINE_SCHEMA = {"reason": pl.String, "file": pl.String, "row": pl.Int64, "record": pl.String}
@@ -26,6 +26,7 @@ class Intake:
     spill: Path
     rows: int = 0
     duplicates: int = 0
+    files: set[str] = field(default_factory=set)
     parts: dict[dt.date, list[Path]] = field(default_factory=dict)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
@@ -54,7 +55,7 @@ def ingest(config: Config, workspace: Workspace, source: Path) -> Outcome:
     """
     _check_data_set(config, workspace)
     sides = {
-        name: read_side_table(source, table, key, config.source.time_unit)
+        name: read_side_table(source, table, key, config.source.time_unit, config.source.time_zone)
         for name, table, key in (("users", config.users, "user_id"), ("items", config.items, "item_id"))
         if table.file is not None
     }
@@ -64,7 +65,8 @@ def ingest(config: Config, workspace: Workspace, source: Path) -> Outcome:
     try:
         intake = read_log(config, source, spill)
         _check_no_day_shrinks(config, workspace, intake)
-        return _commit(config, workspace, intake, sides)
+        with uninterrupted():
+            return _commit(config, workspace, intake, sides)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 
@@ -80,6 +82,7 @@ def read_log(config: Config, source: Path, spill: Path) -> Intake:
     intake = Intake(spill)
     files = find_files(source, config.source.interactions)
     for path in progress(files, "ingest"):
+        intake.files.add(path.name)
         for chunk in read_chunks(path, columns):
             _take(chunk, contract, intake)
     for date in sorted(intake.parts):
@@ -219,13 +222,22 @@ def _check_no_day_shrinks(config: Config, workspace: Workspace, intake: Intake) 
             )
 
 
+def _with_other_files(workspace: Workspace, intake: Intake, quarantine: pl.DataFrame) -> pl.DataFrame:
+    """Keep what earlier ingests quarantined from files that this source does not hold."""
+    table = workspace.table("quarantine")
+    if not tables.exists(table):
+        return quarantine
+    kept = tables.scan(table).filter(~pl.col("file").is_in(sorted(intake.files))).collect()
+    return pl.concat([kept, quarantine])
+
+
 def _commit(config: Config, workspace: Workspace, intake: Intake, sides: dict[str, pl.DataFrame]) -> Outcome:
     note = {"data_set": config.name, "config_digest": config.digest()}
     quarantine = pl.concat([pl.DataFrame(schema=QUARANTINE_SCHEMA), *intake.rejected])
     dates = sorted(intake.parts)  # the one write that may be refused, hence the first
     frames = (pl.read_parquet(intake.parts[date][0]) for date in dates)
     rows = tables.write_days(workspace.table("interactions"), frames, dates, note=note)
-    tables.write_all(workspace.table("quarantine"), quarantine, note)
+    tables.write_all(workspace.table("quarantine"), _with_other_files(workspace, intake, quarantine), note)
     for name, frame in sides.items():
         tables.write_all(workspace.table(name), frame, note)
     assert rows + quarantine.height + intake.duplicates == intake.rows, "every row is kept, quarantined or a duplicate"

@@ -47,10 +47,11 @@ def evaluate_day_lists(
         ranked = rank_lists(config, bundle, day, found)
         lists_frame(ranked, day, bundle.version).write_parquet(kept / "lists.parquet")
     popular = popular_candidates(day, config.ranking.list_length)
-    relevant = _relevant(workspace, day)
+    relevant, unlisted = _relevant(workspace, day)
     lists: dict[str, Any] = {
         "scored_for": str(date),
         "users": day.users.height,
+        "test_users_without_a_list": unlisted,
         "items": day.items.height,
         "coverage": coverage(ranked.items, catalogue_size=day.items.height),
         "gini": gini(ranked.items, catalogue_size=day.items.height),
@@ -69,7 +70,7 @@ def evaluate_day_lists(
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _relevant(workspace: Workspace, day: Day) -> dict[str, Pairs]:
+def _relevant(workspace: Workspace, day: Day) -> tuple[dict[str, Pairs], int]:
     """Return user and item numbers of the day's clicks and conversions; items that no list can hold count as missed."""
     rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
     joined = rows.join(numbered(day.users, "user"), on="user_id").join(
@@ -81,7 +82,7 @@ def _relevant(workspace: Workspace, day: Day) -> dict[str, Pairs]:
     for label in ("click", "conversion"):
         chosen = joined.filter(pl.col(label))
         pairs[label] = (chosen["user_number"].to_numpy(), chosen["item_number"].to_numpy())
-    return pairs
+    return pairs, rows["user_id"].n_unique() - joined["user_id"].n_unique()
 
 
 def _against(config: Config, items_UK: NDArray[np.int64], relevant: dict[str, Pairs]) -> dict[str, Any]:

@@ -10,17 +10,15 @@ import polars as pl
 
 from features.encoding import encode, load_encoder
 from models.ranker import predict
-from pipeline import tables, tracking
+from pipeline import tracking
 from pipeline.config import Config
 from pipeline.dataset import examples_from
-from pipeline.featurize import KEPT, plan_of, run_folder
+from pipeline.featurize import KEPT, plan_of, run_folder, table_versions
 from pipeline.scoring import check_features, load_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.train import PREDICT_ROWS
 from pipeline.workspace import Workspace, read_json, write_json
-
-TABLES = ("interactions", "examples", "quarantine", "users", "items")
 
 
 def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -46,7 +44,7 @@ def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
         "config_digest": config.digest(),
         "git_commit": tracking.git_commit(),
         "test_days": f"{days.test[0]} to {days.test[-1]}",
-        **{f"table_{name}": version for name, version in _versions(workspace).items()},
+        **{f"table_{name}": version for name, version in table_versions(folder).items()},
     }
     version = tracking.log_version(
         config,
@@ -59,10 +57,6 @@ def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
     tracking.decide(config, client, version, {"run": folder.name, **decision}, promoted=promoted)
     write_json(folder / "register.json", {"version": version, "promoted": promoted, **decision, **record})
     return Outcome(1, 1, {"version": version, "decision": decision["decision"]})
-
-
-def _versions(workspace: Workspace) -> dict[str, int]:
-    return {name: tables.version(workspace.table(name)) for name in TABLES if tables.exists(workspace.table(name))}
 
 
 def log_loss_on_test_days(config: Config, folder: Path, days: Days, model: Path, version: str) -> float:

@@ -10,7 +10,7 @@ import polars as pl
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.evaluate import evaluate
-from pipeline.featurize import days_of, featurize, run_folder
+from pipeline.featurize import days_of, featurize, run_folder, table_versions
 from pipeline.ingest import ingest
 from pipeline.register import register
 from pipeline.serve_lists import rank, retrieve
@@ -84,8 +84,9 @@ def run_digest(workspace: Workspace, folder: Path, days: Days) -> str:
         ("examples", "date", days.all()),
         ("candidates", "scored_for", [days.scored_for]),
     ):
+        version = table_versions(folder)["examples"] if name == "examples" else None
         for day in wanted:
-            frame = tables.scan(workspace.table(name)).filter(pl.col(column) == day).collect()
+            frame = tables.scan(workspace.table(name), version).filter(pl.col(column) == day).collect()
             keys = ["user_id", "rank"] if name == "candidates" else ["impression_id"]
             rows = frame.select(sorted(set(frame.columns) - {"model_version"})).sort(keys)
             digest.update(f"{name} {day} {tables.digest(rows)}\n".encode())

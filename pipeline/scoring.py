@@ -100,6 +100,7 @@ def load_day(config: Config, workspace: Workspace, features: Path, day: dt.date,
     history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < day)
     side_users = side_frame(workspace, "users", config.users)
     side_items = side_frame(workspace, "items", config.items)
+    history = history.filter(pl.col("received_time") < plan.start_of(day))
     active = history.select("user_id").unique().collect()
     known = active if side_users is None else pl.concat([active, side_users.select("user_id")]).unique()
     users = user_features(state, known.sort("user_id"), side_users, plan)
@@ -180,7 +181,7 @@ def score_pairs(
     Yields:
         Slices of the pairs and their p_click, p_conversion, p_click_and_conversion (n, 3).
     """
-    plan, spec = plan_of(config), bundle.ranker.spec
+    plan = plan_of(config)
     references = config.context.references()
     blocks = _PairColumns(day, bundle, encode(pl.DataFrame({k: [v] for k, v in references.items()}), bundle.encoder))
     keys = (sorted(plan.key_columns("user")), sorted(plan.key_columns("item")))
@@ -192,7 +193,6 @@ def score_pairs(
         codes = encode(pair_features(day.state, pairs, plan).select(plan.pair_columns()), bundle.encoder)
         features = blocks.features(users[rows], items[rows], codes)
         yield rows, predict(bundle.ranker, features, PREDICT_PAIRS)
-    assert spec.single, "a ranker has categorical columns"
 
 
 class _PairColumns:

@@ -38,7 +38,11 @@ class RankerModel(PythonModel):  # type: ignore[misc]
         """
         del context, params
         spec = self.ranker.spec
-        codes = encode(pl.from_pandas(model_input), self.encoder)
+        given = pl.from_pandas(model_input)
+        optional: dict[str, Any] = {**dict.fromkeys(spec.single, pl.String), **dict.fromkeys(spec.numeric, pl.Float64)}
+        optional |= {name: pl.List(pl.String) for name in spec.pooled}
+        absent = [pl.lit(None, kind).alias(name) for name, kind in optional.items() if name not in given.columns]
+        codes = encode(given.with_columns(absent), self.encoder)
         features = tensors(codes, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled))
         return pl.DataFrame(predict(self.ranker, features, BATCH_ROWS), schema=list(OUTPUTS)).to_pandas()
 

@@ -1,5 +1,6 @@
 """Users and items: one row an id, categorical, numeric and multi-valued columns, all checked."""
 
+import datetime as dt
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,7 @@ from pipeline.readers import find_files, read_chunks
 from pipeline.sections import SideTable
 
 
-def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) -> pl.DataFrame:
+def read_side_table(source: Path, table: SideTable, key: str, time_unit: str, time_zone: str) -> pl.DataFrame:
     """Read a side table under the contract's types.
 
     Args:
@@ -17,6 +18,7 @@ def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) ->
         table: its columns.
         key: name of the id in the pipeline: user_id or item_id.
         time_unit: unit of integer times in the availability columns.
+        time_zone: of the business day that a moment of availability falls on; a date without a time stays.
 
     Returns:
         key (String), categorical (String), numeric (Float64), multi-valued (List[String]) and their
@@ -43,7 +45,7 @@ def read_side_table(source: Path, table: SideTable, key: str, time_unit: str) ->
         *(_number(path, raw, name) for name in table.numeric),
         *(_multi(name, separator) for name, separator in table.multi.items()),
         *(_multi(name, separator).list.first().alias(f"first_{name}") for name, separator in table.multi.items()),
-        *(_date(path, raw, name, time_unit) for name, column in times if column),
+        *(_date(path, raw, name, (time_unit, time_zone)) for name, column in times if column),
     )
     assert frame.height == raw.height, "a side table loses no row"
     return frame.sort(key)
@@ -102,8 +104,12 @@ def _number(path: Path, raw: pl.DataFrame, name: str) -> pl.Series:
     return numbers
 
 
-def _date(path: Path, raw: pl.DataFrame, name: str, time_unit: str) -> pl.Series:
-    parsed = raw.select(timestamp(pl.col(name), raw.schema[name], time_unit).dt.date().alias(name)).to_series()
+def _date(path: Path, raw: pl.DataFrame, name: str, time: tuple[str, str]) -> pl.Series:
+    unit, zone = time
+    moment = timestamp(pl.col(name), raw.schema[name], unit)
+    midnight = moment.dt.time() == dt.time()
+    local = pl.when(midnight).then(moment.dt.date()).otherwise(moment.dt.convert_time_zone(zone).dt.date())
+    parsed = raw.select(local.alias(name)).to_series()
     given = raw.get_column(name).cast(pl.String)
     wrong = raw.filter(given.is_not_null() & (given != "") & parsed.is_null())
     if wrong.height:

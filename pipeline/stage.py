@@ -2,8 +2,11 @@
 
 import logging
 import resource
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +70,24 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Show a progress bar on a terminal, and nothing elsewhere."""
     yield from track(items, label, total=total, console=CONSOLE, disable=not CONSOLE.is_terminal, transient=True)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended, so that several commits happen together or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda got, _frame: arrived.append(got)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 def _reset_peak() -> None:

@@ -5,6 +5,8 @@ import os
 SETTINGS = {
     # Spinning OpenMP threads cost 3-4x on shared cores.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # cuBLAS gives equal results on a rerun only with a workspace of a fixed size.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DO_NOT_TRACK": "true",

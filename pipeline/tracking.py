@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import shutil
 import subprocess
 import warnings
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ class Registered:
     """A version of the registered model and the folder that its files were brought to."""
 
     version: str
-    run: str
     folder: Path
 
 
@@ -64,7 +64,7 @@ def champion(config: Config, client: MlflowClient, folder: Path) -> Registered |
             return None
         raise
     root = mlflow.artifacts.download_artifacts(f"models:/{config.tracking.model}/{found.version}", dst_path=str(folder))
-    return Registered(str(found.version), str(found.tags.get("run", "")), Path(root) / "artifacts" / "model")
+    return Registered(str(found.version), Path(root) / "artifacts" / "model")
 
 
 def signature(spec: RankerSpec, encoder: Encoder) -> ModelSignature:
@@ -120,6 +120,8 @@ def decide(config: Config, client: MlflowClient, version: str, decision: dict[st
 
 def git_commit() -> str:
     """Return the commit of this checkout, or say that there is none."""
+    if shutil.which("git") is None:
+        return "no git on this machine"
     found = subprocess.run(  # noqa: S603
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"],  # noqa: S607
         capture_output=True,

@@ -18,7 +18,7 @@ from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_re
 from models.serialization import weights_digest
 from pipeline.config import Config
 from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
-from pipeline.featurize import plan_of, run_folder
+from pipeline.featurize import plan_of, run_folder, table_versions
 from pipeline.split import Days
 from pipeline.stage import Outcome, progress
 from pipeline.workspace import Workspace, replaced_folder, write_json
@@ -52,10 +52,10 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     folder = run_folder(config, workspace, days)
     encoder = load_encoder(folder / "features" / "encoder.json")
     cutoff = plan.start_of(days.test[0])
-    table = workspace.table("examples")
+    table, version = workspace.table("examples"), table_versions(folder)["examples"]
     spec = ranker_spec(config, plan, encoder, config.model.body, config.seed)
-    training = [read_examples(table, day, spec, cutoff) for day in days.train]
-    validation = [read_examples(table, day, spec, cutoff) for day in days.validation]
+    training = [read_examples(table, version, day, spec, cutoff) for day in days.train]
+    validation = [read_examples(table, version, day, spec, cutoff) for day in days.validation]
     _check_classes(training, days)
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it, and filling costs 5 % of a step

@@ -15,7 +15,10 @@ import polars as pl
 import pytest
 
 from pipeline import tables, threads
+from pipeline.config import load_config
+from pipeline.ingest import ingest
 from pipeline.simulate import simulate
+from pipeline.workspace import Workspace
 from pipeline.world import SimulatorConfig
 
 ROOT = Path(__file__).parent.parent
@@ -129,14 +132,20 @@ BROKEN = {
 
 @pytest.mark.parametrize("break_it", BROKEN.values(), ids=BROKEN.keys())
 def test_bad_input_ends_with_one_line_and_exit_code_2(
-    break_it: Callable[[Path], str], source: Path, tmp_path: Path
+    break_it: Callable[[Path], str], healthy: Path, source: Path, tmp_path: Path
 ) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    config = load_config(ROOT / "examples" / "simulated.toml", {})
+    ingest(config, workspace, healthy)
+    names = ("interactions", "quarantine", "users", "items")
+    before = {name: tables.version(workspace.table(name)) for name in names}
     expected = break_it(source)
-    done = _call("ingest", source, tmp_path / "workspace")
+    done = _call("ingest", source, workspace.root)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert expected in done.stderr
-    assert not (tmp_path / "workspace" / "tables" / "interactions").exists()
+    assert {name: tables.version(workspace.table(name)) for name in names} == before
+    assert ingest(config, workspace, healthy).rows_out == 6000
 
 
 def test_a_corrupt_gzip_is_named(healthy: Path, tmp_path: Path) -> None:
@@ -155,10 +164,8 @@ def test_a_corrupt_gzip_is_named(healthy: Path, tmp_path: Path) -> None:
     assert _call("ingest", source, tmp_path / "workspace", *glob).returncode == 0
 
 
-def test_an_unknown_key_and_a_wrong_value_are_told_at_once(source: Path, tmp_path: Path) -> None:
+def test_an_unknown_key_and_a_wrong_value_are_told_at_once(source: Path) -> None:
     wrong = ["--set", "training.epochs=0", "--set", "model.bodies=ple"]
-    done = _call("check", source, tmp_path / "workspace", *wrong)
-    assert done.returncode == 2  # `check` writes nothing and takes no workspace
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "check", "--source", str(source), *wrong],
         capture_output=True,
@@ -213,6 +220,15 @@ def test_a_stage_before_its_predecessor_says_what_to_run(source: Path, tmp_path:
     done = _call("train", source, tmp_path / "workspace")
     assert done.returncode == 2
     assert "run `counterpoise ingest` first" in done.stderr
+
+
+def test_a_day_that_is_no_day_and_a_folder_that_is_not_there_are_told(source: Path, tmp_path: Path) -> None:
+    done = _call("run", source, tmp_path / "workspace", "--date", "yesterday")
+    assert done.returncode == 2
+    assert "--date yesterday: expected a day such as 2026-01-14" in done.stderr
+    done = _call("run", source, tmp_path / "workspace", "--summary", str(tmp_path / "nowhere" / "s.json"))
+    assert done.returncode == 2
+    assert "does not exist; make it first" in done.stderr
 
 
 def test_a_date_without_rows_names_the_days_there_are(source: Path, tmp_path: Path) -> None:

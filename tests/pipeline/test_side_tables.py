@@ -22,7 +22,7 @@ HEADER = "id,brand,price,tags,born"
 
 def read(tmp_path: Path, *lines: str, table: SideTable = ITEMS) -> list[dict[str, object]]:
     (tmp_path / "items.csv").write_text("\n".join([HEADER, *lines]) + "\n")
-    return read_side_table(tmp_path, table, "item_id", "us").to_dicts()
+    return read_side_table(tmp_path, table, "item_id", "us", "UTC").to_dicts()
 
 
 def test_cells_are_typed_and_empty_text_is_missing(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_parquet_number_that_is_not_finite_is_named(tmp_path: Path, value: flo
     pl.DataFrame({"id": [1, 2], "price": [3.0, value]}).write_parquet(tmp_path / "items.parquet")
     table = SideTable(file="items.parquet", id="id", numeric=["price"])
     with pytest.raises(ValueError, match=r"items\.parquet: row 2: price = (nan|inf) is no finite number"):
-        read_side_table(tmp_path, table, "item_id", "us")
+        read_side_table(tmp_path, table, "item_id", "us", "UTC")
 
 
 def test_repeated_ids_are_named_with_their_rows(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"items\.csv: column 'weight' is missing"):
         read(tmp_path, "a,x,1,t,", table=table)
     with pytest.raises(ValueError, match=r"has no file users\.csv"):
-        read_side_table(tmp_path, SideTable(file="users.csv", id="id"), "user_id", "us")
+        read_side_table(tmp_path, SideTable(file="users.csv", id="id"), "user_id", "us", "UTC")
 
 
 def test_a_json_line_that_is_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"id": "a"}\n{"id": \n')
     with pytest.raises(ValueError, match=r"items\.jsonl: row 2 is no JSON object"):
-        read_side_table(tmp_path, SideTable(file="items.jsonl", id="id"), "item_id", "us")
+        read_side_table(tmp_path, SideTable(file="items.jsonl", id="id"), "item_id", "us", "UTC")
 
 
 def test_a_table_without_rows_is_empty(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def _with_labels(workspace: Workspace, target: Path, label: str) -> Workspace:
     table = place.table("examples")
     rows = tables.scan(table).collect().with_columns(pl.lit(value=False).alias(label))
     tables.write_days(table, [rows], tables.days(table), note={})
+    for versions in place.root.glob("runs/*/features/versions.json"):
+        write_json(versions, {**read_json(versions, "featurize"), "examples": tables.version(table)})
     return place
 
 
@@ -88,7 +90,9 @@ def test_a_feature_that_holds_the_label_raises_an_alarm(
 ) -> None:
     source = Path(shutil.copytree(simulated_source, tmp_path / "source"))
     for path in (source / "impressions").glob("*.parquet"):
-        rows = pl.read_parquet(path).with_columns(pl.col("click").cast(pl.String).alias("surface"))
+        rows = pl.read_parquet(path).with_columns(
+            pl.when("click").then(pl.lit("home")).otherwise(pl.lit("feed")).alias("surface")
+        )
         rows.write_parquet(path)
     place = Workspace(tmp_path / "workspace")
     training = simulated_config.training.model_copy(
