@@ -79,6 +79,21 @@ def test_the_file_imports_nothing_of_the_project() -> None:
     assert not [line for line in imported if line.split()[1].split(".")[0] in {"pipeline", "features", "models"}]
 
 
+def test_the_day_that_ended_is_a_day_of_the_business_time_zone(environment: dict[str, str]) -> None:
+    script = (
+        "import datetime as dt\n"
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "from jinja2 import Template\n"
+        "dag = DagBag().dags['counterpoise_daily']\n"
+        "start = dt.datetime(2026, 1, 4, 18, tzinfo=dt.UTC)\n"
+        "text = dag.get_task('ingest').env['COUNTERPOISE_DATE']\n"
+        "print('RESULT' + Template(text).render(dag=dag, data_interval_start=start))\n"
+    )
+    values = {**environment, "COUNTERPOISE_TIME_ZONE": "Asia/Shanghai"}
+    done = subprocess.run([sys.executable, "-c", script], env=values, check=False, capture_output=True, text=True)
+    assert "RESULT2026-01-05" in done.stdout, done.stdout + done.stderr
+
+
 def test_the_simulated_pipeline_runs_to_the_end(environment: dict[str, str], tmp_path: Path) -> None:
     command = os.environ.get("COUNTERPOISE_COMMAND")
     if command is None:
