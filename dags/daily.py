@@ -4,9 +4,9 @@ One task a stage calls the command line with the day that has just ended. Settin
 workers, so that this file imports nothing of the project:
 
     COUNTERPOISE_COMMAND    the `counterpoise` executable (default: counterpoise, from PATH)
-    COUNTERPOISE_CONFIG     TOML file of the run
-    COUNTERPOISE_SOURCE     folder of the logs
-    COUNTERPOISE_WORKSPACE  folder of tables/, runs/ and mlflow.db
+    COUNTERPOISE_CONFIG     TOML file of the run, an absolute path
+    COUNTERPOISE_SOURCE     folder of the logs, an absolute path
+    COUNTERPOISE_WORKSPACE  folder of tables/, runs/ and mlflow.db, an absolute path
     COUNTERPOISE_TIME_ZONE  time zone of the business day, read when this file is parsed (default: UTC)
 """
 
@@ -20,15 +20,22 @@ from airflow.sdk import DAG, CronDataIntervalTimetable
 STAGES = ("ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank")
 TIME_ZONE = os.environ.get("COUNTERPOISE_TIME_ZONE", "UTC")
 
-# Values reach bash as environment variables, so no path needs quoting; ${NAME:?} fails with the variable's name.
+# Values reach bash as environment variables, so no path needs quoting. A task runs in a temporary folder that Airflow
+# deletes: a relative workspace would be lost with it.
 COMMAND = (
-    'exec "${{COUNTERPOISE_COMMAND:-counterpoise}}" {stage}'
-    ' --config "${{COUNTERPOISE_CONFIG:?name the TOML file of the run}}"'
-    ' --source "${{COUNTERPOISE_SOURCE:?name the folder of the logs}}"'
-    ' --workspace "${{COUNTERPOISE_WORKSPACE:?name the folder of the tables}}"'
+    "for name in COUNTERPOISE_CONFIG COUNTERPOISE_SOURCE COUNTERPOISE_WORKSPACE; do"
+    ' [[ "${{!name}}" = /* ]] || {{ echo "$name=\'${{!name}}\': workers need an absolute path"; exit 2; }};'
+    " done;"
+    ' exec "${{COUNTERPOISE_COMMAND:-counterpoise}}" {stage}'
+    ' --config "$COUNTERPOISE_CONFIG" --source "$COUNTERPOISE_SOURCE" --workspace "$COUNTERPOISE_WORKSPACE"'
     ' --date "$COUNTERPOISE_DATE"'
 )
-DAY_THAT_ENDED = "{{ data_interval_start.astimezone(dag.timezone).strftime('%Y-%m-%d') }}"
+# A run triggered without a logical date has no data interval: 26 hours before it lies in the day that the last complete
+# interval (2:00 to 2:00) began on.
+DAY_THAT_ENDED = (
+    "{{ (data_interval_start if data_interval_start is defined else dag_run.run_after - macros.timedelta(hours=26))"
+    ".astimezone(dag.timezone).strftime('%Y-%m-%d') }}"
+)
 
 with DAG(
     dag_id="counterpoise_daily",

@@ -26,7 +26,7 @@ from pipeline.scoring import Bundle, load_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.train import PREDICT_ROWS
-from pipeline.workspace import Workspace, replaced_folder, write_json
+from pipeline.workspace import Workspace, replaced_folder, write_json, write_parquet
 
 TASKS = ("click", "click_and_conversion", "conversion")
 OUTPUT_OF = {"click": 0, "conversion": 1, "click_and_conversion": 2}
@@ -84,7 +84,7 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> 
     result = _without_nan(result)
     with replaced_folder(folder / "evaluation") as evaluation:
         write_json(evaluation / "evaluation.json", result)
-        _prediction_frame(examples, predictions["model"]).write_parquet(evaluation / "predictions.parquet")
+        write_parquet(_prediction_frame(examples, predictions["model"]), evaluation / "predictions.parquet")
         write_report(evaluation / "report.md", config, days, result)
     auc = result["tasks"]["click_and_conversion"]["auc"]["value"]
     return Outcome(len(rows.clicks), len(rows.clicks), {"click_and_conversion_auc": round(auc, 4)})

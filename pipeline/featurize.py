@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.sections import SideTable
 from pipeline.split import Days, resolve_days
 from pipeline.stage import Outcome, progress
-from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json
+from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json, write_parquet
 
 READ = ("interactions", "examples", "quarantine", "users", "items")
 KEPT = (
@@ -132,7 +132,7 @@ def _raw_days(config: Config, workspace: Workspace, days: Days, plan: FeaturePla
         rows += today.height
         if day in wanted:
             kept = today.select(*KEPT, *plan.context)
-            example_features(state, kept, users, items, plan).write_parquet(folder / "spill" / f"{day}.parquet")
+            write_parquet(example_features(state, kept, users, items, plan), folder / "spill" / f"{day}.parquet")
         state = advance_state(state, today, users, items, plan)
     return rows
 
@@ -159,9 +159,9 @@ def save_state(state: FeatureState, folder: Path) -> None:
     """Write what scoring needs of a state: counters and sequences, one Parquet file each."""
     folder.mkdir(parents=True)
     for name, frame in state.counters.items():
-        frame.write_parquet(folder / f"counter-{name}.parquet")
+        write_parquet(frame, folder / f"counter-{name}.parquet")
     if state.sequences is not None:
-        state.sequences.write_parquet(folder / "sequences.parquet")
+        write_parquet(state.sequences, folder / "sequences.parquet")
 
 
 def load_state(folder: Path, day: dt.date) -> FeatureState:

@@ -17,7 +17,7 @@ from pipeline.rank import Lists, lists_frame, rank_lists
 from pipeline.ranking_metrics import coverage, evaluate_lists, gini
 from pipeline.retrieve import candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, load_day, numbered
-from pipeline.workspace import Workspace, replaced_folder
+from pipeline.workspace import Workspace, replaced_folder, write_parquet
 from pipeline.world import expected_conversions, load_world, ranked_by_truth
 
 TOP = 10
@@ -45,7 +45,7 @@ def evaluate_day_lists(
         spec = make_index(config, bundle, day, kept)
         found = candidates_for(config, bundle, day, kept)
         ranked = rank_lists(config, bundle, day, found)
-        lists_frame(ranked, day, bundle.version).write_parquet(kept / "lists.parquet")
+        write_parquet(lists_frame(ranked, day, bundle.version), kept / "lists.parquet")
     popular = popular_candidates(day, config.ranking.list_length)
     relevant, unlisted = _relevant(workspace, day)
     lists: dict[str, Any] = {

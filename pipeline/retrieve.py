@@ -17,6 +17,7 @@ from pipeline.dataset import tensors
 from pipeline.index import IndexSpec, build_index, choose_kind, load_index, save_index, search
 from pipeline.scoring import Bundle, Day
 from pipeline.stage import progress
+from pipeline.workspace import write_parquet
 
 USERS = 1024
 SAMPLED_USERS = 500
@@ -70,7 +71,7 @@ def make_index(config: Config, bundle: Bundle, day: Day, folder: Path) -> IndexS
     towers = weights_digest(bundle.retriever)
     index, spec = build_index(vectors, queries, kind=kind, k=config.retrieval.candidates, towers=towers)
     save_index(index, spec, folder)
-    day.items.select("item_id").write_parquet(folder / "items.parquet")
+    write_parquet(day.items.select("item_id"), folder / "items.parquet")
     return spec
 
 

@@ -14,7 +14,7 @@ from pipeline.retrieve import Candidates, candidates_for, make_index
 from pipeline.scoring import Bundle, check_features, load_bundle, load_day
 from pipeline.split import Days
 from pipeline.stage import Outcome
-from pipeline.workspace import Workspace, read_json, replaced_folder, write_json
+from pipeline.workspace import Workspace, read_json, replaced_folder, write_json, write_parquet
 
 
 def champion_bundle(config: Config, workspace: Workspace) -> Bundle:
@@ -42,7 +42,7 @@ def retrieve(config: Config, workspace: Workspace, days: Days) -> Outcome:
         spec = make_index(config, bundle, day, index)
         found = candidates_for(config, bundle, day, index)
         frame = pl.DataFrame({"items": found.items, "from_towers": found.from_towers})
-        frame.write_parquet(index / "candidates.parquet")
+        write_parquet(frame, index / "candidates.parquet")
         write_json(index / "model.json", {"version": bundle.version, "scored_for": str(days.scored_for)})
     return Outcome(
         day.users.height, int((found.items >= 0).sum()), {"index": spec.kind, "recall": round(spec.recall, 4)}

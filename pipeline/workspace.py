@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -55,6 +57,12 @@ def write_json(path: Path, values: Any) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     draft.replace(path)
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write Parquet through Python's own file, whose error tells a full disk where polars' does not."""
+    with path.open("wb") as file:
+        frame.write_parquet(file)
 
 
 def read_json(path: Path, made_by: str) -> Any:

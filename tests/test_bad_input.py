@@ -180,18 +180,27 @@ def test_an_unknown_key_and_a_wrong_value_are_told_at_once(source: Path) -> None
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_full_disk_leaves_earlier_tables_and_the_next_run_works(source: Path, tmp_path: Path) -> None:
+def _on_a_full_disk(command: str, source: Path, workspace: Path) -> subprocess.CompletedProcess[str]:
+    """Run a stage that may write no file above 16 KiB, which fails as a full disk does."""
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "limited", *_arguments(command, source, workspace)]
+    return subprocess.run(limited, capture_output=True, text=True, check=False, cwd=ROOT, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize(("stage", "table"), [("ingest", "interactions"), ("featurize", "examples")])
+def test_a_full_disk_leaves_earlier_tables_and_the_next_run_works(
+    stage: str, table: str, source: Path, tmp_path: Path
+) -> None:
     workspace = tmp_path / "workspace"
-    assert _call("ingest", source, workspace).returncode == 0
-    before = tables.version(workspace / "tables" / "interactions")
-    rows = tables.scan(workspace / "tables" / "interactions").collect().height
-    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "limited", *_arguments("ingest", source, workspace)]
-    done = subprocess.run(limited, capture_output=True, text=True, check=False, cwd=ROOT, env=ENVIRONMENT)
+    for earlier in ("ingest", "featurize")[: 1 if stage == "ingest" else 2]:
+        assert _call(earlier, source, workspace).returncode == 0
+    before = tables.version(workspace / "tables" / table)
+    rows = tables.scan(workspace / "tables" / table).collect().height
+    done = _on_a_full_disk(stage, source, workspace)
     assert done.returncode == 2, done.stderr
     assert "no space left to write" in done.stderr
-    assert tables.version(workspace / "tables" / "interactions") == before
-    assert tables.scan(workspace / "tables" / "interactions").collect().height == rows
-    assert _call("ingest", source, workspace).returncode == 0
+    assert tables.version(workspace / "tables" / table) == before
+    assert tables.scan(workspace / "tables" / table).collect().height == rows
+    assert _call(stage, source, workspace).returncode == 0
 
 
 def test_ctrl_c_in_the_middle_of_a_stage_leaves_earlier_outputs_and_the_next_run_works(

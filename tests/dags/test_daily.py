@@ -3,6 +3,7 @@
 `make test-dag` runs this in an environment of its own; elsewhere Airflow is not installed and the module is skipped.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("airflow", reason="Airflow lives in an environment of its own: make test-dag")
+# Not importorskip: an Airflow that is there but broken has to fail, and importing it here would use the caller's home.
+if importlib.util.find_spec("airflow") is None:
+    pytest.skip("Airflow lives in an environment of its own: make test-dag", allow_module_level=True)
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ["ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank"]
@@ -21,8 +24,10 @@ STAGES = ["ingest", "featurize", "train", "evaluate", "register", "retrieve", "r
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return an Airflow home of its own with SQLite, no examples and no usage statistics."""
     home = tmp_path_factory.mktemp("airflow")
+    # A developer's AIRFLOW__DATABASE__SQL_ALCHEMY_CONN would have the test migrate a database that is not its own.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "COUNTERPOISE"))}
     values = {
-        **os.environ,
+        **outside,
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -92,6 +97,47 @@ def test_the_day_that_ended_is_a_day_of_the_business_time_zone(environment: dict
     values = {**environment, "COUNTERPOISE_TIME_ZONE": "Asia/Shanghai"}
     done = subprocess.run([sys.executable, "-c", script], env=values, check=False, capture_output=True, text=True)
     assert "RESULT2026-01-05" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_run_without_a_data_interval_takes_the_last_complete_one(environment: dict[str, str]) -> None:
+    script = (
+        "import datetime as dt\n"
+        "from types import SimpleNamespace\n"
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "from airflow.sdk.execution_time import macros\n"
+        "from jinja2 import StrictUndefined, Template\n"
+        "dag = DagBag().dags['counterpoise_daily']\n"
+        "text = Template(dag.get_task('ingest').env['COUNTERPOISE_DATE'], undefined=StrictUndefined)\n"
+        "for clock in ('01:59', '02:00', '23:59'):\n"
+        "    triggered = SimpleNamespace(run_after=dt.datetime.fromisoformat('2026-01-06T' + clock + '+00:00'))\n"
+        "    print('RESULT', clock, text.render(dag=dag, dag_run=triggered, macros=macros))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+    found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    expected = [["01:59", "2026-01-04"], ["02:00", "2026-01-05"], ["23:59", "2026-01-05"]]
+    assert found == expected, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workspace", ["", "a/relative/one"])
+def test_a_missing_or_relative_path_stops_the_task_with_its_name(
+    structure: dict[str, object], tmp_path: Path, workspace: str
+) -> None:
+    tasks = structure["tasks"]
+    assert isinstance(tasks, dict)
+    values = {
+        "PATH": os.environ["PATH"],
+        "COUNTERPOISE_COMMAND": "true",
+        "COUNTERPOISE_CONFIG": str(tmp_path),
+        "COUNTERPOISE_SOURCE": str(tmp_path),
+        "COUNTERPOISE_DATE": "2026-01-05",
+    }
+    command = ["/bin/bash", "-c", tasks["ingest"]["command"]]
+    right = subprocess.run(command, env={**values, "COUNTERPOISE_WORKSPACE": str(tmp_path)}, check=False)
+    assert right.returncode == 0
+    given = {"COUNTERPOISE_WORKSPACE": workspace} if workspace else {}
+    done = subprocess.run(command, env={**values, **given}, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == f"COUNTERPOISE_WORKSPACE='{workspace}': workers need an absolute path\n"
 
 
 def test_the_simulated_pipeline_runs_to_the_end(environment: dict[str, str], tmp_path: Path) -> None:
