@@ -169,5 +169,6 @@ def test_the_simulated_pipeline_runs_to_the_end(environment: dict[str, str], tmp
     runs = sorted(path.name for path in (workspace / "runs").iterdir())
     assert [name[:10] for name in runs] == ["2026-01-05"], printed[-5000:]
     assert (workspace / "runs" / runs[0] / "register.json").is_file(), printed[-5000:]
+    assert list((workspace / "tables" / "candidates" / "_delta_log").glob("*.json"))
     served = sorted(path.name for path in (workspace / "tables" / "candidates").iterdir() if "=" in path.name)
     assert served == ["scored_for=2026-01-06"]
