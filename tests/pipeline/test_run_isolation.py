@@ -10,7 +10,6 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.dataset import read_examples
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
 from pipeline.ingest import ingest
 from pipeline.sections import Context
@@ -36,7 +35,6 @@ def test_a_later_run_does_not_change_the_examples_of_an_earlier_one(
     assert second != first
     assert tables.scan(workspace.table("examples"), first).collect().equals(rows)
     assert not tables.scan(workspace.table("examples"), second).collect().equals(rows)
-    assert read_examples.__module__ == "pipeline.dataset"
 
 
 def test_a_reference_that_was_never_shown_is_refused(
