@@ -20,7 +20,11 @@ FALSE = ("0", "false", "f", "no", "0.0")
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a raw frame must hold: text labels become booleans, or numbers where they are named so."""
+    """What a raw frame must hold: text labels become booleans, or numbers where they are named so.
+
+    `matures_after` is the time from the impression after which its labels do not change any more; None where they
+    are final when the impression is received.
+    """
 
     click: str
     conversion: str
@@ -29,6 +33,7 @@ class Contract:
     hour: bool
     time_unit: str
     time_zone: str
+    matures_after: dt.timedelta | None = None
 
     def label_columns(self) -> list[str]:
         """Return the source columns that the two label expressions read.
@@ -67,7 +72,7 @@ def boolean(column: pl.Expr) -> pl.Expr:
 
 
 def number(column: pl.Expr) -> pl.Expr:
-    """Read a time as UTC: native timestamps, numbers in the unit, ISO 8601 text; others are null."""
+    """Read finite numbers; anything else is null."""
     values = column.cast(pl.Float64, strict=False)
     return pl.when(values.is_finite()).then(values)
 
@@ -102,7 +107,8 @@ def parse_interactions(raw: pl.DataFrame, contract: Contract) -> tuple[pl.DataFr
 
     Returns:
         Interactions (impression_id, user_id, item_id, event_time, received_time, date, click, conversion,
-        click_known_at, conversion_known_at, context columns, file, row), and the rejected raw rows with a
+        click_known_at, conversion_known_at, label_matures_at, click_counted_at, conversion_counted_at, value,
+        context columns, file, row), and the rejected raw rows with a
         `reason`. Every raw row is in exactly one of them.
     """
     typed = pl.concat([_identified(raw, contract), _labels(raw, contract)], how="horizontal")
@@ -130,7 +136,10 @@ def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
         if name in raw.columns
     ]
     context = [text(name) for name in contract.context]
-    return raw.select(*ORIGIN, *given, text("user_id"), text("item_id"), *times, *context, *unread)
+    value = number(pl.col("value")) if "value" in raw.columns else pl.lit(None, dtype=pl.Float64)
+    return raw.select(
+        *ORIGIN, *given, text("user_id"), text("item_id"), *times, value.alias("value"), *context, *unread
+    )
 
 
 def _labels(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
@@ -204,6 +213,12 @@ def _interactions(typed: pl.DataFrame, contract: Contract) -> pl.DataFrame:
         "conversion",
         pl.when(pl.col("click")).then(click_known).alias("click_known_at"),
         pl.when(pl.col("conversion")).then(conversion_known).alias("conversion_known_at"),
+        (received if contract.matures_after is None else pl.col("event_time") + contract.matures_after).alias(
+            "label_matures_at"
+        ),
+        pl.when(pl.col("click")).then(click_known).alias("click_counted_at"),
+        pl.when(pl.col("conversion")).then(conversion_known).alias("conversion_counted_at"),
+        pl.when(pl.col("conversion")).then(pl.col("value")).alias("value"),
         *contract.context,
         *hour,
         *ORIGIN,

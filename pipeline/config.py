@@ -12,6 +12,7 @@ from pipeline.sections import (
     Context,
     Evaluation,
     Features,
+    Gates,
     Labels,
     Model,
     Ranking,
@@ -33,6 +34,7 @@ class Config(Section):
     seed: int = Field(default=1, ge=0)
     source: Source
     labels: Labels = Labels()
+    gates: Gates = Gates()
     users: SideTable = SideTable(id="user_id")
     items: SideTable = SideTable(id="item_id")
     context: Context = Context()
@@ -48,7 +50,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        problems = [*_clashes(self), *_unknown_keys(self)]
+        problems = [*_source_problems(self), *_clashes(self), *_unknown_keys(self)]
         if self.features.item_age and self.items.available_from is None:
             problems.append("features.item_age = true needs items.available_from")
         if self.evaluation.ks[-1] > self.ranking.list_length:
@@ -81,6 +83,12 @@ RESERVED = (
     "conversion",
     "click_known_at",
     "conversion_known_at",
+    "click_counted_at",
+    "conversion_counted_at",
+    "label_matures_at",
+    "valid_from",
+    "value",
+    "event_id",
     "file",
     "row",
     "broken",
@@ -109,6 +117,19 @@ def _clashes(config: Config) -> list[str]:
         f"column '{name}' is declared twice or is the pipeline's own: rename it (users, items, context)"
         for name in repeated
     ]
+
+
+def _source_problems(config: Config) -> list[str]:
+    problems = []
+    if (config.source.interactions is None) == (not config.source.streams):
+        problems.append("source needs either interactions (a labelled log) or streams (raw events), not both")
+    for name, table in (("users", config.users), ("items", config.items)):
+        if table.file is not None and table.static == (table.valid_from is not None):
+            problems.append(
+                f"{name}.file needs either static = true (its columns do not change over time) or valid_from (the "
+                "column with the time from which a row holds), so that features know only what was known"
+            )
+    return problems
 
 
 def _unknown_keys(config: Config) -> list[str]:

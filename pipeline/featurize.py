@@ -28,6 +28,7 @@ KEPT = (
     "conversion",
     "click_known_at",
     "conversion_known_at",
+    "label_matures_at",
 )
 
 

@@ -41,7 +41,16 @@ def contract_of(config: Config) -> Contract:
         hour=config.context.hour is not None,
         time_unit=config.source.time_unit,
         time_zone=config.source.time_zone,
+        matures_after=_matures_after(config),
     )
+
+
+def _matures_after(config: Config) -> dt.timedelta | None:
+    """Return when labels are final: on receipt, unless the log says when each became known."""
+    columns, labels = config.source.columns, config.labels
+    if columns.click_known_at is None and columns.conversion_known_at is None:
+        return None
+    return labels.click_window + labels.conversion_window + labels.lateness
 
 
 def ingest(config: Config, workspace: Workspace, source: Path) -> Outcome:
@@ -80,6 +89,7 @@ def read_log(config: Config, source: Path, spill: Path) -> Intake:
     contract = contract_of(config)
     columns = _wanted(config, contract)
     intake = Intake(spill)
+    assert config.source.interactions is not None, "a labelled log"
     files = find_files(source, config.source.interactions)
     for path in progress(files, "ingest"):
         intake.files.add(path.name)
@@ -111,6 +121,7 @@ def _wanted(config: Config, contract: Contract) -> dict[str, list[str]]:
         (columns.impression, "impression_id"),
         (columns.click_known_at, "click_known_at"),
         (columns.conversion_known_at, "conversion_known_at"),
+        (columns.value, "value"),
         *((name, name) for name in contract.context),
         *((name, name) for name in contract.label_columns()),
     ]

@@ -4,11 +4,32 @@ import datetime as dt
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+
+
+SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_duration(value: object) -> object:
+    """Read '90m', '24h' or '7d' as a duration; what is none is left to pydantic's own message.
+
+    Raises:
+        ValueError: it is text in another form.
+    """
+    if not isinstance(value, str):
+        return value
+    number, unit = value.strip()[:-1], value.strip()[-1:]
+    if unit not in SECONDS or not number.isdecimal():
+        raise ValueError("expected minutes, hours or days such as '90m', '24h' or '7d'")
+    return dt.timedelta(seconds=int(number) * SECONDS[unit])
+
+
+Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration), Field(ge=dt.timedelta(0))]
+Kind = Literal["impression", "click", "conversion"]
 
 
 class Section(BaseModel):
@@ -27,13 +48,35 @@ class Columns(Section):
     impression: str | None = Field(default=None, description="id of the impression; default: user, item and time")
     click_known_at: str | None = Field(default=None, description="when the click was known; default: received_time")
     conversion_known_at: str | None = Field(default=None, description="when the conversion was known; likewise")
+    value: str | None = Field(default=None, description="value of the conversion, a number")
+
+
+class Stream(Section):
+    """Files of raw events, relative to --source: one kind, or a column that tells the kind."""
+
+    files: str = Field(description="glob of CSV, JSONL (plain, gz, zst) or Parquet files")
+    kind: Kind | None = Field(default=None, description="kind of every row; default: read from `type`")
+    type: str = Field(default="event", description="column with the kind's name")
+    names: dict[Kind, list[str]] = Field(
+        default={"impression": ["impression"], "click": ["click"], "conversion": ["conversion"]},
+        description="names of each kind in `type`, such as conversion = ['purchase']",
+    )
+    event_id: str = Field(default="event_id", description="column with the event's id: one id counts once")
+    event_time: str = Field(default="event_time", description="when it happened")
+    received_time: str | None = Field(default=None, description="when it was known; default: event_time")
+    user: str = Field(default="user_id", description="column with the user's id")
+    item: str = Field(default="item_id", description="column with the item's id")
+    impression: str | None = Field(default=None, description="id of the impression that the event belongs to")
+    request: str | None = Field(default=None, description="id of the request; with the item it names an impression")
+    value: str | None = Field(default=None, description="value of a conversion, a number")
 
 
 class Source(Section):
-    """Files of the labelled log, relative to --source."""
+    """Files of a labelled log, or of raw events, relative to --source."""
 
-    interactions: str = Field(description="glob of CSV, JSONL (plain, gz, zst) or Parquet files")
+    interactions: str | None = Field(default=None, description="labelled log: glob of CSV, JSONL or Parquet files")
     columns: Columns = Columns()
+    streams: list[Stream] = Field(default=[], description="raw events, instead of a labelled log")
     time_unit: Literal["s", "ms", "us"] = Field(default="us", description="unit of event times that are integers")
     time_zone: str = Field(default="UTC", description="time zone of the business day, an IANA name")
     max_quarantine_share: Share = Field(default=0.01, description="share of quarantined rows that stops the run")
@@ -59,6 +102,17 @@ class Labels(Section):
     click: str = Field(default="click", description="boolean expression, such as is_click")
     conversion: str = Field(default="conversion", description="such as long_view AND is_click")
     numeric: list[str] = Field(default=[], description="label columns that hold numbers, such as a rating")
+    click_window: Duration = Field(default=dt.timedelta(hours=24), description="longest time to a click: '24h'")
+    conversion_window: Duration = Field(default=dt.timedelta(days=7), description="from the click on: '7d'")
+    lateness: Duration = Field(default=dt.timedelta(hours=1), description="how late events usually arrive: '1h'")
+    immature: Literal["drop", "weight", "keep"] = Field(
+        default="drop",
+        description="conversions that may still come, in training: leave those impressions out of the conversion "
+        "loss, weight by the fitted delay, or take them as negatives",
+    )
+    min_known_share: Rate = Field(
+        default=0.1, le=1, description="'weight' leaves out impressions whose conversions are known to less than this"
+    )
 
 
 class SideTable(Section):
@@ -66,6 +120,8 @@ class SideTable(Section):
 
     file: str | None = Field(default=None, description="CSV, JSONL or Parquet file, relative to --source")
     id: str = Field(description="column with the id")
+    static: bool = Field(default=False, description="says that the columns do not change over time")
+    valid_from: str | None = Field(default=None, description="column with the time from which a row holds")
     categorical: list[str] = []
     numeric: list[str] = []
     multi: dict[str, str] = Field(default={}, description="multi-valued text columns and their separators")
@@ -101,6 +157,8 @@ class Features(Section):
     sequence_length: int = Field(default=10, ge=0, description="last clicked and converted items; 0 switches off")
     item_age: bool = Field(default=False, description="needs items.available_from")
     min_count: Positive = Field(default=2, description="training rows that an id needs for an embedding of its own")
+    max_ids: Positive = Field(default=2_000_000, description="ids of a field; beyond, the tail is hashed")
+    hash_buckets: Positive = Field(default=1024, description="buckets of the tail of a field that is full")
     bins: int = Field(default=20, ge=1, le=200, description="quantile bins of a numeric feature")
 
 
@@ -129,6 +187,8 @@ class Training(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     conversion_weight: Rate = Field(default=1.0, description="weight of the click-and-conversion loss")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    warm_start: bool = Field(default=False, description="begin from the champion's weights; same as --warm-start")
+    new_ids: Literal["mean", "seed"] = Field(default="mean", description="where ids begin that the champion lacks")
 
 
 class Retriever(Section):
@@ -153,6 +213,7 @@ class Retrieval(Section):
     exact_below: Positive = Field(default=50_000, description="items under which 'auto' is exact")
     conversion_weight: Share = Field(default=0.5, description="blend of the click and the conversion space")
     filter_seen: Literal["none", "impression", "click", "conversion"] = "click"
+    seen_days: Positive = Field(default=30, description="how far back filter_seen looks")
 
 
 class Ranking(Section):
@@ -194,9 +255,22 @@ class Tracking(Section):
 Range = tuple[dt.date, dt.date]
 
 
+class Gates(Section):
+    """When a day is too far from its own history to go on."""
+
+    min_history_days: Positive = Field(default=7, description="earlier days that a comparison needs")
+    max_volume_ratio: float = Field(default=3.0, gt=1, description="impressions of a day against the median, both ways")
+    max_rate_ratio: float = Field(default=2.0, gt=1, description="click and conversion rate, likewise")
+    max_staleness: Duration = Field(
+        default=dt.timedelta(hours=12), description="with --date: from the last event received to the day's end"
+    )
+    accepted_days: list[dt.date] = Field(default=[], description="days that are known to be unusual")
+
+
 class Split(Section):
     """First and last day of each part; by default the last day tests, the one before validates."""
 
+    train_days: Positive | None = Field(default=None, description="at most so many days train, the latest")
     train: Range | None = None
     validation: Range | None = None
     test: Range | None = None

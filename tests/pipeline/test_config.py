@@ -1,5 +1,6 @@
 """Claims about configurations: every error at once, with its key, its value and what was expected."""
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,29 @@ def test_all_errors_are_shown_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"source\.interactions: Field required"):
-        load(tmp_path, 'name = "small"\n[source]\n')
+    with pytest.raises(ValueError, match=r"name: Field required"):
+        load(tmp_path, '[source]\ninteractions = "log.csv"\n')
+
+
+@pytest.mark.parametrize("more", ["", '[[source.streams]]\nfiles = "e.jsonl"\n'])
+def test_a_source_is_a_labelled_log_or_streams(tmp_path: Path, more: str) -> None:
+    log = 'interactions = "log.csv"\n' if more else ""
+    with pytest.raises(ValueError, match=r"source needs either interactions .* or streams"):
+        load(tmp_path, f'name = "small"\n[source]\n{log}{more}')
+
+
+@pytest.mark.parametrize("columns", ["", 'static = true\nvalid_from = "since"\n'])
+def test_a_side_table_is_static_or_has_a_history(tmp_path: Path, columns: str) -> None:
+    text = f'{SMALLEST}[users]\nid = "user_id"\nfile = "u.csv"\n{columns}'
+    with pytest.raises(ValueError, match=r"users\.file needs either static = true .* or valid_from"):
+        load(tmp_path, text)
+
+
+def test_durations_are_minutes_hours_or_days(tmp_path: Path) -> None:
+    labels = load(tmp_path, f'{SMALLEST}[labels]\nclick_window = "90m"\nconversion_window = "3d"\n').labels
+    assert (labels.click_window, labels.conversion_window) == (dt.timedelta(minutes=90), dt.timedelta(days=3))
+    with pytest.raises(ValueError, match=r"labels\.click_window = '1 day': expected minutes, hours or days"):
+        load(tmp_path, f'{SMALLEST}[labels]\nclick_window = "1 day"\n')
 
 
 def test_a_missing_file_and_a_broken_one_are_named(tmp_path: Path) -> None:
@@ -59,7 +81,7 @@ def test_an_unknown_time_zone_is_refused(tmp_path: Path, zone: str) -> None:
 
 def test_an_unknown_counter_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
     text = SMALLEST + (
-        '[items]\nid = "item_id"\nfile = "i.csv"\ncategorical = ["brand"]\nnumeric = ["price"]\n'
+        '[items]\nid = "item_id"\nfile = "i.csv"\nstatic = true\ncategorical = ["brand"]\nnumeric = ["price"]\n'
         'multi = { tag = "," }\n[[features.counters]]\nkeys = ["brend"]\n'
     )
     with pytest.raises(ValueError, match=r"key 'brend' is not a declared column: .*'brand', 'first_tag'"):

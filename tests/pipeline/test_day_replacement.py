@@ -35,6 +35,6 @@ def test_a_side_table_is_one_file(make_config: Callable[..., Config], tmp_path: 
     source.mkdir()
     for name in ("users_a.csv", "users_b.csv"):
         (source / name).write_text("user_id\nu1\n")
-    config = make_config(users={"file": "users_*.csv", "id": "user_id"})
+    config = make_config(users={"file": "users_*.csv", "id": "user_id", "static": True})
     with pytest.raises(ValueError, match=r"users_\*\.csv matches users_a\.csv and users_b\.csv: name one file"):
         ingest(config, Workspace(tmp_path / "workspace"), source)

@@ -65,6 +65,10 @@ def test_a_row_becomes_an_interaction_by_the_contract(
         "conversion": True,
         "click_known_at": time,
         "conversion_known_at": time,
+        "label_matures_at": time,
+        "click_counted_at": time,
+        "conversion_counted_at": time,
+        "value": None,
         "hour": "7",
     }
     assert interactions(workspace).row(0, named=True)["click_known_at"] is None, "no click is never known"

@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 Rows = list[dict[str, str]]
 Writer = Callable[[str, Rows], Path]
 Maker = Callable[..., Config]
-SIDE = {"file": "users.csv", "id": "user_id", "numeric": ["age"]}
+SIDE = {"file": "users.csv", "id": "user_id", "static": True, "numeric": ["age"]}
 
 
 @pytest.fixture
