@@ -19,6 +19,8 @@ Integers = NDArray[np.int64]
 
 DAY_US = 86_400_000_000
 POPULATION_STREAM, PILOT_STREAM, FIRST_DAY_STREAM = range(3)
+FIRST_FAULT_STREAM = 10_000  # beyond the streams of the most days that a simulation may have
+UTC_TIME = pl.Datetime("us", "UTC")
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 AGE_BANDS = ("18-24", "25-34", "35-44", "45-54", "55+")
 PRICE_SENSITIVITY_BANDS = ("low", "medium", "high")
@@ -73,6 +75,19 @@ class SimulatorConfig(BaseModel):
     )
     novelty_effect: float = Field(
         default=0.6, ge=0, le=3, description="click log-odds gained at birth, decaying with age"
+    )
+    late_share: float = Field(
+        default=0.01, ge=0, le=0.2, description="share of the events that arrive only on a later day"
+    )
+    duplicate_share: float = Field(default=0.01, ge=0, le=0.2, description="share of the events delivered twice")
+    disorder_share: float = Field(
+        default=0.01, ge=0, le=0.2, description="share of the events at a random place of their day's file"
+    )
+    malformed_share: float = Field(
+        default=0.01, ge=0, le=0.2, description="share of the events whose only line is broken"
+    )
+    late_hours_mean: float = Field(
+        default=24.0, gt=0, le=720, description="mean hours that a late event arrives after the end of its day"
     )
 
     @field_validator("time_zone")

@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from pipeline.event_faults import DELIVERY_COLUMNS, INJECTED_SCHEMA, damage_lines, inject_faults
 from pipeline.logging_policy import SURFACES, LoggingPolicy, Requests
 from pipeline.population import (
     AGE_BANDS,
     DAY_US,
     FIRST_DAY_STREAM,
     PRICE_SENSITIVITY_BANDS,
+    UTC_TIME,
     Floats,
     Integers,
     SimulatorConfig,
@@ -32,8 +34,7 @@ from pipeline.world import World, create_world, save_world
 
 RECEIPT_DELAY_S = 20.0
 CLICK_DELAY_S = 9.0
-PARTS = ("impressions", "events", "users.csv", "items.csv", "truth.parquet", "world.safetensors")
-UTC_TIME = pl.Datetime("us", "UTC")
+PARTS = ("impressions", "events", "users.csv", "items.csv", "truth.parquet", "injected.parquet", "world.safetensors")
 ISO_FORMAT = "%Y-%m-%dT%H:%M:%S%.6fZ"
 CLICK_TIMES = ("click_time", "click_received_time")
 CONVERSION_TIMES = ("conversion_time", "conversion_received_time")
@@ -60,9 +61,9 @@ logger = logging.getLogger(__name__)
 def simulate(config: SimulatorConfig, output: Path) -> dict[str, int | float]:
     """Simulate into a folder, whole or not at all, and return the log's counts and rates.
 
-    Writes `impressions/DAY.parquet` (final labels), `events/DAY.jsonl.gz` (by day of receipt), `users.csv`,
-    `items.csv`, `truth.parquet` and `world.safetensors`: same configuration, same bytes. An earlier
-    simulation is replaced.
+    Writes `impressions/DAY.parquet` (final labels), `events/DAY.jsonl.gz` (by day of delivery, with faults),
+    `injected.parquet` (the faults), `users.csv`, `items.csv`, `truth.parquet` and `world.safetensors`: same
+    configuration, same bytes. An earlier simulation is replaced.
 
     Raises:
         ValueError: the output is a file, or a folder with something that no simulation wrote.
@@ -101,12 +102,14 @@ def _write(config: SimulatorConfig, folder: Path) -> dict[str, int | float]:
 
 
 def _write_logs(world: World, folder: Path) -> dict[str, int | float]:
-    """Write logs and truth day by day, then the events received after the last day."""
+    """Write logs, truth and faults day by day, then the events delivered after the last day."""
     config = world.config
     totals = {"impressions": 0, "clicks": 0, "conversions": 0}
-    pending = EVENT_SCHEMA.to_frame()
-    truth_schema = TRUTH_SCHEMA.to_frame().to_arrow().schema
-    with pq.ParquetWriter(folder / "truth.parquet", truth_schema) as truth:
+    pending = pl.Schema({**EVENT_SCHEMA, **DELIVERY_COLUMNS}).to_frame()
+    with (
+        _parquet_writer(folder / "truth.parquet", TRUTH_SCHEMA) as truth,
+        _parquet_writer(folder / "injected.parquet", INJECTED_SCHEMA) as injected,
+    ):
         for day in range(config.days):
             log = _day_log(world, day)
             truth.write_table(log.select(TRUTH_SCHEMA.names()).to_arrow())
@@ -115,16 +118,22 @@ def _write_logs(world: World, folder: Path) -> dict[str, int | float]:
             totals["impressions"] += log.height
             totals["clicks"] += int(log["click"].sum())
             totals["conversions"] += int(log["conversion"].sum())
-            pending = _write_received(config, day, pl.concat([pending, _events(log)]), folder)
+            deliveries, faulty = inject_faults(config, day, _events(log))
+            injected.write_table(faulty.to_arrow())
+            pending = _write_delivered(config, day, pl.concat([pending, deliveries]), folder)
     day = config.days
     while pending.height:
-        pending = _write_received(config, day, pending, folder)
+        pending = _write_delivered(config, day, pending, folder)
         day += 1
     return {
         **totals,
         "click_rate": totals["clicks"] / totals["impressions"],
         "conversion_rate": totals["conversions"] / max(totals["clicks"], 1),
     }
+
+
+def _parquet_writer(path: Path, schema: pl.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema.to_frame().to_arrow().schema)
 
 
 def _date(config: SimulatorConfig, day: int) -> dt.date:
@@ -257,17 +266,17 @@ def _events_of(rows: pl.DataFrame, event: str, times: tuple[str, str]) -> pl.Dat
     return named.select(EVENT_SCHEMA.names())
 
 
-def _write_received(config: SimulatorConfig, day: int, events: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """Write the events received by the end of a day and return those still on their way."""
+def _write_delivered(config: SimulatorConfig, day: int, events: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """Write the events delivered by the end of a day and return those still on their way."""
     end = pl.lit(day_start_us(config, day + 1)).cast(UTC_TIME)
-    received = events.filter(pl.col("received_time") < end).sort("received_time", "event_id")
-    lines = received.with_columns(pl.col("event_time", "received_time").dt.strftime(ISO_FORMAT))
+    delivered = events.filter(pl.col("delivered_time") < end).sort("delivered_time", "event_id")
+    lines = delivered.select(EVENT_SCHEMA.names())
     buffer = io.BytesIO()
-    lines.write_ndjson(buffer)
+    lines.with_columns(pl.col("event_time", "received_time").dt.strftime(ISO_FORMAT)).write_ndjson(buffer)
     # the time of writing in a gzip header would make every run's bytes differ
-    packed = gzip.compress(buffer.getbuffer(), compresslevel=1, mtime=0)
+    packed = gzip.compress(damage_lines(buffer.getvalue(), delivered["damage"]), compresslevel=1, mtime=0)
     (folder / "events" / f"{_date(config, day)}.jsonl.gz").write_bytes(packed)
-    return events.filter(pl.col("received_time") >= end)
+    return events.filter(pl.col("delivered_time") >= end)
 
 
 def _user_table(world: World) -> pl.DataFrame:
