@@ -1,13 +1,19 @@
 """Encode raw features: ids of vocabularies and positions on quantile knots, fitted on training days only.
 
-Ids are 0 padding, 1 missing, 2 unseen, 3.. known values by falling training count. A number becomes its
-coordinate on the training quantiles (k + share of the way to knot k + 1), clipped to 0..bins; a missing one
-is bins + 1. The ranker turns the coordinate into a piecewise-linear encoding (Gorishniy et al. 2022).
+Ids are 0 padding, 1 missing, 2 unseen, 3.. known values as the append-only vocabulary numbers them. Once a
+field's vocabulary is full, every value that is not known falls into one of a fixed number of hash buckets behind
+the ids. A number becomes its coordinate on the training quantiles (k + share of the way to knot k + 1), clipped
+to 0..bins; a missing one is bins + 1. The ranker turns the coordinate into a piecewise-linear encoding
+(Gorishniy et al. 2022).
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -17,6 +23,40 @@ from features.plan import FeaturePlan
 PADDING, MISSING, UNSEEN, FIRST_KNOWN = range(4)
 LONGEST_LIST = 32
 QUANTILE_ROWS = 2_000_000
+FORMAT = 2
+COUNTS = {"field": pl.String, "value": pl.String, "rows": pl.Int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Known values of a field, and the hash buckets of all others.
+
+    Attributes:
+        values: the known values.
+        ids: their ids, increasing; ids between them belong to values that this encoder does not know.
+        first_bucket: id of the first hash bucket.
+        buckets: number of hash buckets; 0 while the field has room, other values are then unseen.
+    """
+
+    values: list[str]
+    ids: list[int]
+    first_bucket: int = 0
+    buckets: int = 0
+
+    @property
+    def cardinality(self) -> int:
+        """Return the number of ids, padding, missing and unseen included."""
+        return self.first_bucket + self.buckets if self.buckets else (self.ids or [UNSEEN])[-1] + 1
+
+    @cached_property
+    def categories(self) -> pl.Enum:
+        """Return the type whose physical values are places in `values`."""
+        return pl.Enum(self.values)
+
+    @cached_property
+    def id_of_place(self) -> pl.Series:
+        """Return the ids as Int32."""
+        return pl.Series(self.ids, dtype=pl.Int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,44 +64,133 @@ class Encoder:
     """Fitted encodings by feature name.
 
     Attributes:
-        vocabularies: field to its known values; the value at place n has id n + 3.
+        vocabularies: field to its known values and their ids.
         knots: numeric feature to its increasing quantiles, at most bins + 1.
         lists: multi-valued feature to its vocabulary's field and its encoded length.
         bins: number of bins that positions refer to.
     """
 
-    vocabularies: dict[str, list[str]]
+    vocabularies: dict[str, Vocabulary]
     knots: dict[str, list[float]]
     lists: dict[str, tuple[str, int]]
     bins: int
 
     def cardinalities(self) -> dict[str, int]:
         """Return the number of ids of each field, padding, missing and unseen included."""
-        return {name: FIRST_KNOWN + len(values) for name, values in self.vocabularies.items()}
+        return {name: vocabulary.cardinality for name, vocabulary in self.vocabularies.items()}
 
 
-def fit_encoder(raw: pl.LazyFrame, plan: FeaturePlan, *, min_count: int, bins: int) -> Encoder:
-    """Fit vocabularies and quantiles on the raw features of the training rows.
+def value_counts(raw: pl.LazyFrame, plan: FeaturePlan) -> pl.DataFrame:
+    """Return field, value and rows: how often each value occurs, by falling rows within a field.
+
+    An element of a multi-valued feature counts each time; a missing value does not.
+    """
+    columns = {name: pl.col(name) for name in plan.categorical()}
+    columns |= {name: pl.col(name).list.explode() for name in plan.multi()}
+    counted = [_counts(raw.select(column.alias("value")), name) for name, column in columns.items()]
+    return pl.concat([pl.DataFrame(schema=COUNTS), *counted])
+
+
+def _counts(column: pl.LazyFrame, name: str) -> pl.DataFrame:
+    counts = column.drop_nulls().group_by("value").agg(pl.len().cast(pl.Int64).alias("rows"))
+    ordered = counts.sort("rows", "value", descending=[True, False]).collect()
+    return ordered.select(pl.lit(name).alias("field"), pl.col("value").cast(pl.String), "rows")
+
+
+def fit_encoder(  # noqa: PLR0913  # each is a setting of its own
+    raw: pl.LazyFrame,
+    plan: FeaturePlan,
+    *,
+    vocabulary: pl.DataFrame,
+    min_count: int,
+    hash_buckets: int,
+    max_ids: int,
+    bins: int,
+    base: Encoder | None,
+) -> Encoder:
+    """Fit an encoder on the raw features of the training rows.
+
+    Known are the values of the vocabulary with enough training rows, and all that the base knows. A base also
+    gives its knots and list lengths, so that weights trained on them keep their meaning.
 
     Args:
         raw: the training rows only.
         plan: the features.
-        min_count: training rows that a value needs for an id of its own; rarer values are unseen.
+        vocabulary: ids of all values, as `features.vocabulary.extend` returns them.
+        min_count: training rows that a value needs for an embedding of its own.
+        hash_buckets: buckets of a field whose vocabulary is full.
+        max_ids: values at which a field is full.
         bins: quantile bins.
+        base: encoder of the model that a warm start begins from; None fits all anew.
+
+    Raises:
+        ValueError: the base has other features, bins or ids.
     """
-    single = {name: _counts(raw.select(name), name, min_count) for name in plan.categorical()}
-    multi = {name: _counts(raw.select(pl.col(name).list.explode()), name, min_count) for name in plan.multi()}
-    lengths = {name: _longest(raw, name) for name in plan.multi()}
-    lists = {name: (name, lengths[name]) for name in plan.multi()}
-    lists |= dict.fromkeys(plan.sequences(), ("item_id", plan.sequence_length))
+    if base is not None:
+        _check_base(base, plan, bins)
+    known = _known(value_counts(raw, plan), vocabulary, min_count, base)
+    sizes = dict(vocabulary.group_by("field").len().iter_rows())
+    assert max(sizes.values(), default=0) <= max_ids, (sizes, max_ids)
+    vocabularies = {}
+    for name in (*plan.categorical(), *plan.multi()):
+        of_field = known.filter(pl.col("field") == name)
+        buckets = hash_buckets if sizes.get(name, 0) == max_ids else 0
+        vocabularies[name] = Vocabulary(
+            values=of_field["value"].to_list(),
+            ids=of_field["id"].to_list(),
+            first_bucket=FIRST_KNOWN + max_ids if buckets else 0,
+            buckets=buckets,
+        )
+    if base is not None:
+        return Encoder(vocabularies=vocabularies, knots=base.knots, lists=base.lists, bins=bins)
     knots = {name: _quantiles(raw, name, bins) for name in plan.numeric()}
-    return Encoder(vocabularies={**single, **multi}, knots=knots, lists=lists, bins=bins)
+    return Encoder(vocabularies=vocabularies, knots=knots, lists=_lists(raw, plan), bins=bins)
 
 
-def _counts(column: pl.LazyFrame, name: str, min_count: int) -> list[str]:
-    counts = column.drop_nulls().group_by(name).len().filter(pl.col("len") >= min_count)
-    ordered: list[str] = counts.sort(["len", name], descending=[True, False]).collect()[name].to_list()
-    return ordered
+def _check_base(base: Encoder, plan: FeaturePlan, bins: int) -> None:
+    cure = "undo the change of the features, or train once without training.warm_start"
+    if base.bins != bins:
+        raise ValueError(f"features.bins = {bins} but the model to begin from has {base.bins}: {cure}")
+    has = {*base.vocabularies, *base.knots, *base.lists}
+    needed = {*plan.categorical(), *plan.numeric(), *plan.multi(), *plan.sequences()}
+    if has != needed:
+        raise ValueError(
+            f"the model to begin from lacks the features {sorted(needed - has)} and has {sorted(has - needed)} "
+            f"beyond those of this configuration: {cure}"
+        )
+
+
+def _known(counts: pl.DataFrame, vocabulary: pl.DataFrame, min_count: int, base: Encoder | None) -> pl.DataFrame:
+    """Return field, value and id of the values that are known, by field and id."""
+    frequent = counts.filter(pl.col("rows") >= min_count).select("field", "value")
+    if base is not None:
+        frequent = pl.concat([frequent, _base_values(base, vocabulary)]).unique()
+    active = frequent.join(vocabulary.select("field", "value", "id"), on=["field", "value"])
+    return active.sort("field", "id")
+
+
+def _base_values(base: Encoder, vocabulary: pl.DataFrame) -> pl.DataFrame:
+    held = pl.concat(
+        pl.select(
+            pl.lit(name).alias("field"),
+            pl.Series("value", of_field.values, dtype=pl.String),
+            of_field.id_of_place.alias("id"),
+        )
+        for name, of_field in base.vocabularies.items()
+    )
+    strangers = held.join(vocabulary, on=["field", "value", "id"], how="anti", maintain_order="left")
+    if strangers.height:
+        field, value, number = strangers.row(0)
+        raise ValueError(
+            f"the model to begin from has {strangers.height} ids that the vocabulary does not give, such as {number} "
+            f"for {field} = {value!r}: it was trained on another vocabulary; train once without training.warm_start"
+        )
+    return held.select("field", "value")
+
+
+def _lists(raw: pl.LazyFrame, plan: FeaturePlan) -> dict[str, tuple[str, int]]:
+    lists = {name: (name, _longest(raw, name)) for name in plan.multi()}
+    return lists | dict.fromkeys(plan.sequences(), ("item_id", plan.sequence_length))
 
 
 def _longest(raw: pl.LazyFrame, name: str) -> int:
@@ -97,10 +226,23 @@ def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _encode_single(column: pl.Series, vocabulary: list[str]) -> pl.Series:
-    known = column.cast(pl.Enum(vocabulary), strict=False).to_physical().cast(pl.Int32) + FIRST_KNOWN
-    code = pl.when(column.is_null()).then(MISSING).otherwise(known.fill_null(UNSEEN))
-    return pl.select(code.cast(pl.Int32)).to_series().alias(f"{column.name}_code")
+def _encode_single(column: pl.Series, vocabulary: Vocabulary) -> pl.Series:
+    place = column.cast(vocabulary.categories, strict=False).to_physical()
+    codes = vocabulary.id_of_place.gather(place).fill_null(UNSEEN).alias(f"{column.name}_code")
+    if column.null_count():
+        codes = codes.set(column.is_null(), MISSING)
+    return _with_buckets(codes, column, vocabulary) if vocabulary.buckets else codes
+
+
+def _with_buckets(codes: pl.Series, column: pl.Series, vocabulary: Vocabulary) -> pl.Series:
+    """Replace the code of unseen values by their hash bucket."""
+    unseen = codes == UNSEEN
+    tail = column.filter(unseen)
+    values = tail.unique()
+    # CRC-32 is the same on every machine and in every version of polars, which its own hash is not.
+    buckets = [vocabulary.first_bucket + crc32(value.encode()) % vocabulary.buckets for value in values]
+    hashed = pl.Series(buckets, dtype=pl.Int32).gather(tail.cast(pl.Enum(values)).to_physical())
+    return codes.scatter(unseen.arg_true(), hashed)
 
 
 def _encode_list(column: pl.Series, field: str, length: int, encoder: Encoder) -> pl.Series:
@@ -129,20 +271,50 @@ def _encode_number(column: pl.Series, knots: list[float], bins: int) -> pl.Serie
 
 def save_encoder(encoder: Encoder, path: Path) -> None:
     """Write an encoder as JSON."""
-    path.write_text(json.dumps(asdict(encoder), ensure_ascii=False), encoding="utf-8")
+    document = {"format": FORMAT, **asdict(encoder)}
+    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
 
 def load_encoder(path: Path) -> Encoder:
-    """Read an encoder that `save_encoder` wrote.
+    """Read an encoder that `save_encoder` wrote, today or in an earlier version.
 
     Raises:
-        ValueError: the file is missing or no encoder.
+        ValueError: the file is missing, no encoder, or of a later format.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        lists = {name: (str(field), int(length)) for name, (field, length) in values["lists"].items()}
-        return Encoder(
-            vocabularies=values["vocabularies"], knots=values["knots"], lists=lists, bins=int(values["bins"])
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        form = document.get("format", 1)
+        if form in READERS:
+            return _read(document, READERS[form])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no encoder ({error}): run featurize again") from None
+    raise ValueError(
+        f"{path} has format {form!r}, expected one of {list(READERS)}: another version of counterpoise wrote it; "
+        "use that version, or run featurize again"
+    )
+
+
+def _read(document: dict[str, Any], read_vocabulary: Callable[[Any], Vocabulary]) -> Encoder:
+    return Encoder(
+        vocabularies={name: read_vocabulary(held) for name, held in document["vocabularies"].items()},
+        knots=document["knots"],
+        lists={name: (str(field), int(length)) for name, (field, length) in document["lists"].items()},
+        bins=int(document["bins"]),
+    )
+
+
+def _vocabulary_1(values: list[str]) -> Vocabulary:
+    """Read a vocabulary of the first format: a list whose place n had id n + 3."""
+    return Vocabulary(values=values, ids=list(range(FIRST_KNOWN, FIRST_KNOWN + len(values))))
+
+
+def _vocabulary_2(held: dict[str, Any]) -> Vocabulary:
+    return Vocabulary(
+        values=held["values"],
+        ids=held["ids"],
+        first_bucket=int(held["first_bucket"]),
+        buckets=int(held["buckets"]),
+    )
+
+
+READERS: dict[object, Callable[[Any], Vocabulary]] = {1: _vocabulary_1, FORMAT: _vocabulary_2}

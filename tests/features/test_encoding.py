@@ -1,5 +1,6 @@
-"""Claims about encodings: ids by falling count, positions on quantiles, row by row, and back from disk."""
+"""Claims about encodings: ids of the vocabulary, positions on quantiles, row by row, and back from disk."""
 
+import datetime as dt
 import math
 from pathlib import Path
 from random import Random
@@ -10,8 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.encoding import LONGEST_LIST, Encoder, encode, fit_encoder, load_encoder, save_encoder
+from features.encoding import (
+    LONGEST_LIST,
+    Encoder,
+    encode,
+    fit_encoder,
+    load_encoder,
+    save_encoder,
+    value_counts,
+)
 from features.plan import FeaturePlan, SidePlan
+from features.vocabulary import extend
 
 PLAN = FeaturePlan(
     users=SidePlan(categorical=("segment",)),
@@ -41,12 +51,20 @@ def raw(**columns: list[object]) -> pl.DataFrame:
 
 
 def fit(min_count: int = 1, bins: int = 4, **columns: list[object]) -> Encoder:
-    return fit_encoder(raw(**columns).lazy(), PLAN, min_count=min_count, bins=bins)
+    return fit_frame(raw(**columns), min_count=min_count, bins=bins)
+
+
+def fit_frame(frame: pl.DataFrame, *, min_count: int = 1, bins: int = 4) -> Encoder:
+    """Make a vocabulary of a frame and fit an encoder on it, as the first featurize does."""
+    rows, counts = frame.lazy(), value_counts(frame.lazy(), PLAN)
+    limits = {"min_count": min_count, "max_ids": 1000}
+    vocabulary = extend(None, counts, **limits, added_on=dt.date(2026, 1, 1))
+    return fit_encoder(rows, PLAN, vocabulary=vocabulary, **limits, hash_buckets=5, bins=bins, base=None)
 
 
 def test_ids_are_missing_1_unseen_2_and_known_from_3_by_falling_count_then_by_value() -> None:
     encoder = fit(segment=["b", "c", "c", "a", "c", None, "b", "a"])
-    assert encoder.vocabularies["segment"] == ["c", "a", "b"]
+    assert encoder.vocabularies["segment"].values == ["c", "a", "b"]
     assert encoder.cardinalities()["segment"] == 6
     codes = encode(pl.DataFrame({"segment": [None, "new", "c", "a", "b", ""]}), encoder)
     assert codes["segment_code"].to_list() == [1, 2, 3, 4, 5, 2]
@@ -56,7 +74,7 @@ def test_ids_are_missing_1_unseen_2_and_known_from_3_by_falling_count_then_by_va
 @pytest.mark.parametrize(("min_count", "known"), [(1, ["c", "b", "a"]), (2, ["c", "b"]), (3, ["c"]), (4, [])])
 def test_a_value_needs_min_count_rows_for_an_id_of_its_own(min_count: int, known: list[str]) -> None:
     encoder = fit(min_count=min_count, segment=list("cbacbc"))
-    assert encoder.vocabularies["segment"] == known
+    assert encoder.vocabularies["segment"].values == known
     codes = encode(pl.DataFrame({"segment": ["a", "b", "c"]}), encoder)["segment_code"].to_list()
     assert codes == [3 + known.index(value) if value in known else 2 for value in "abc"]
 
@@ -153,8 +171,8 @@ def test_neither_the_fit_nor_the_codes_depend_on_the_order_of_the_rows(rows: lis
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     places = list(range(len(rows)))
     order.shuffle(places)
-    encoder = fit_encoder(frame.lazy(), PLAN, min_count=1, bins=4)
-    assert fit_encoder(frame[places].lazy(), PLAN, min_count=1, bins=4) == encoder
+    encoder = fit_frame(frame)
+    assert fit_frame(frame[places]) == encoder
     codes = encode(frame, encoder)
     assert encode(frame[places], encoder).equals(codes[places])
     assert encode(frame.head(1), encoder).equals(codes.head(1)), "a row is encoded alike in any company"
