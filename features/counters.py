@@ -1,4 +1,4 @@
-"""Exponentially decayed counters per entity, kept as a state that each day's partial counts advance.
+"""Exponentially decayed counters per entity: daily partial counts, and a state that they advance.
 
 A state as of day D holds what was known before D began: a count of day d weighs 2^(-(D - 1 - d) / half-life).
 Advancing by a day costs a join of the state with that day's keys, whatever the length of the history.
@@ -15,38 +15,40 @@ TIMES = ("last_impression_at", "last_click_at")
 
 
 def partial_counts(known: pl.DataFrame, counter: CounterPlan) -> pl.DataFrame:
-    """Count what became known on one day per key.
+    """Count what became known per key and day of knowledge.
 
     Args:
-        known: rows with the key columns, `kind` (impression, click, conversion) and `known_at`.
+        known: rows with the key columns, `kind` (impression, click, conversion), `known_at` and `known_on`.
         counter: the keys; rows with a missing key are left out, since a missing value is no entity.
 
     Returns:
-        Keys, impressions, clicks, conversions (Float64), last_impression_at, last_click_at.
+        known_on, keys, impressions, clicks, conversions (Float64), last_impression_at, last_click_at, sorted.
     """
     kinds = dict(zip(MEASURES, ("impression", "click", "conversion"), strict=True))
     return (
         known.drop_nulls(list(counter.keys))
-        .group_by(counter.keys)
+        .group_by("known_on", *counter.keys)
         .agg(
             *((pl.col("kind") == kind).sum().cast(pl.Float64).alias(name) for name, kind in kinds.items()),
             pl.col("known_at").filter(pl.col("kind") == "impression").max().alias("last_impression_at"),
             pl.col("known_at").filter(pl.col("kind") == "click").max().alias("last_click_at"),
         )
+        .sort("known_on", *counter.keys)
     )
 
 
-def advance(state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterPlan, days: int) -> pl.DataFrame:
-    """Return the state as of the day after the partial counts' day.
+def advance(state: pl.DataFrame | None, partials: pl.DataFrame, counter: CounterPlan) -> pl.DataFrame:
+    """Return the state as of the day after the day of knowledge of some partial counts.
 
     Args:
-        state: keys, `<measure>@<half-life>` and times as of the partial's day minus (days - 1), or None.
-        partial: what became known on the day, see `partial_counts`.
+        state: keys, `<measure>@<half-life>` and times as of that day, or None.
+        partials: what became known on the day, see `partial_counts`; a key may stand in it for several days of
+            impressions.
         counter: keys and half-lives.
-        days: days between the state's as-of day and the new one, at least 1.
     """
     keys = list(counter.keys)
-    spread = partial.select(
+    day = partials.group_by(keys).agg(pl.col(MEASURES).sum(), pl.col(TIMES).max())
+    spread = day.select(
         *keys,
         *(pl.col(name).alias(f"{name}@{h:g}") for h in counter.half_lives_days for name in MEASURES),
         *TIMES,
@@ -55,7 +57,7 @@ def advance(state: pl.DataFrame | None, partial: pl.DataFrame, counter: CounterP
         return spread.sort(keys)
     joined = state.join(spread, on=keys, how="full", coalesce=True, suffix=":new")
     sums = [
-        (pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (days / h) + pl.col(f"{name}@{h:g}:new").fill_null(0.0)).alias(
+        (pl.col(f"{name}@{h:g}").fill_null(0.0) * 0.5 ** (1 / h) + pl.col(f"{name}@{h:g}:new").fill_null(0.0)).alias(
             f"{name}@{h:g}"
         )
         for h in counter.half_lives_days
@@ -74,7 +76,8 @@ def priors(state: pl.DataFrame | None, counter: CounterPlan) -> dict[str, float]
     for h in counter.half_lives_days:
         total = dict.fromkeys(MEASURES, 0.0)
         if state is not None:
-            total = {name: float(state[f"{name}@{h:g}"].sum()) for name in MEASURES}
+            # one chunk, so that a state from disk and one from memory add up in the same order
+            total = {name: float(state[f"{name}@{h:g}"].rechunk().sum()) for name in MEASURES}
         found[f"click@{h:g}"] = total["clicks"] / total["impressions"] if total["impressions"] else 0.0
         found[f"conversion@{h:g}"] = total["conversions"] / total["clicks"] if total["clicks"] else 0.0
         both = total["conversions"] / total["impressions"] if total["impressions"] else 0.0

@@ -1,23 +1,24 @@
-"""Featurize: point-in-time features of each day, an encoder fitted on training days, states for scoring."""
+"""Featurize: raw features of each day from the feature store, the run's encoder, and its encoded examples."""
 
 import datetime as dt
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
-from features.asof import FeatureState, advance_state, example_features, initial_state
-from features.encoding import Encoder, encode, fit_encoder, save_encoder
-from features.plan import CounterPlan, FeaturePlan, SidePlan
+from features.encoding import Encoder, encode, fit_encoder, load_encoder, save_encoder, value_counts
+from features.vocabulary import extend
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.sections import SideTable
+from pipeline.feature_store import FeatureStore, open_store, raw_day, raw_features, read_day, update
+from pipeline.leakage import refuse_label_columns
 from pipeline.split import Days, resolve_days
-from pipeline.stage import Outcome, progress
+from pipeline.stage import Outcome
+from pipeline.states import state_folder
 from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json, write_parquet
 
-READ = ("interactions", "examples", "quarantine", "users", "items")
+READ = ("interactions", "examples", "events", "quarantine", "users", "items")
+BASE = "base"
 KEPT = (
     "impression_id",
     "user_id",
@@ -32,31 +33,6 @@ KEPT = (
 )
 
 
-def plan_of(config: Config) -> FeaturePlan:
-    """Return the features that a configuration declares."""
-    return FeaturePlan(
-        users=_side_plan(config.users),
-        items=_side_plan(config.items),
-        context=tuple(config.context.references()),
-        counters=tuple(
-            CounterPlan(
-                keys=tuple(counter.keys),
-                half_lives_days=tuple(counter.half_lives_days),
-                smoothing=counter.smoothing,
-                recency=counter.recency,
-            )
-            for counter in config.features.counters
-        ),
-        sequence_length=config.features.sequence_length,
-        item_age=config.features.item_age,
-        time_zone=config.source.time_zone,
-    )
-
-
-def _side_plan(table: SideTable) -> SidePlan:
-    return SidePlan(categorical=tuple(table.categorical), numeric=tuple(table.numeric), multi=tuple(table.multi))
-
-
 def days_of(config: Config, workspace: Workspace, date: dt.date | None) -> Days:
     """Return the days of the split for the interactions that the workspace holds."""
     present = tables.days(workspace.table("interactions"))
@@ -68,41 +44,94 @@ def run_folder(config: Config, workspace: Workspace, days: Days) -> Path:
     return workspace.run(run_id(days.test[-1], config.digest()))
 
 
-def side_frame(workspace: Workspace, name: str, table: SideTable) -> pl.DataFrame | None:
-    """Read tables/users or tables/items, or None where the configuration has none."""
-    return tables.scan(workspace.table(name)).collect() if table.file is not None else None
-
-
 def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Write tables/examples, and the encoder, states and raw test rows of the run.
 
-    One pass over the days: the state as of a day makes its raw features, then takes in its interactions.
-    Memory holds a day, the states and, while the encoder is fitted, one column of the training days.
+    The feature store makes what is missing of the days' raw features; the run's encoder is fitted on the training
+    days and encodes all of its days. Memory holds a day, the states and, while the encoder is fitted, one column of
+    the training days.
+
+    Raises:
+        ValueError: a column holds a label, a context reference is unknown, or a warm start has no champion.
     """
-    plan = plan_of(config)
-    with replaced_folder(run_folder(config, workspace, days) / "features") as folder:
-        spill = folder / "spill"
-        spill.mkdir()
-        rows_in = _raw_days(config, workspace, days, plan, folder)
-        training = pl.scan_parquet([spill / f"{day}.parquet" for day in days.train])
-        encoder = fit_encoder(training, plan, min_count=config.features.min_count, bins=config.features.bins)
+    store = open_store(config, workspace)
+    updated = update(store, days.all(), {*days.test, days.scored_for}, None)
+    made = run_folder(config, workspace, days) / "features"
+    with replaced_folder(made) as folder:
+        base = _copy_base(config, workspace, made, folder) if config.training.warm_start else None
+        encoder = _fit_encoder(config, store, days, base)
         _check_references(config, encoder)
+        refuse_label_columns(store, days, encoder)
         save_encoder(encoder, folder / "encoder.json")
-        note = {"data_set": config.name, "config_digest": config.digest()}
-        frames = _encoded_days(spill, days, encoder)
-        rows = tables.write_days(workspace.table("examples"), frames, days.all(), note=note)
+        rows = _write_examples(config, workspace, store, days, encoder, folder / "spill")
         for day in days.test:
-            (spill / f"{day}.parquet").rename(folder / f"raw-{day}.parquet")
+            write_parquet(labelled_day(store, day), folder / f"raw-{day}.parquet")
+        for day in sorted({*days.test, days.scored_for}):
+            shutil.copytree(state_folder(store.states, day), state_folder(folder, day))
         read = {name: tables.version(workspace.table(name)) for name in READ if tables.exists(workspace.table(name))}
         write_json(folder / "versions.json", read)
-        shutil.rmtree(spill)
-    sizes = sum(encoder.cardinalities().values())
-    return Outcome(rows_in, rows, {"embedding_ids": sizes, "numeric_features": len(encoder.knots)})
+    notes = {
+        "embedding_ids": sum(encoder.cardinalities().values()),
+        "numeric_features": len(encoder.knots),
+        "days_counted": len(updated.counted),
+        "days_featurized": len(updated.featurized),
+    }
+    return Outcome(updated.rows, rows, notes)
+
+
+def _copy_base(config: Config, workspace: Workspace, earlier: Path, folder: Path) -> Encoder:
+    """Copy the champion's model folder into the run, so that later stages of it begin from the same version.
+
+    A rerun keeps the base that it had: the run's own model may be the champion by now.
+    """
+    if (earlier / "base.json").exists():
+        shutil.copytree(earlier / BASE, folder / BASE)
+        shutil.copy(earlier / "base.json", folder / "base.json")
+        return load_encoder(folder / BASE / "encoder.json")
+    from pipeline import tracking  # MLflow takes seconds to import, and only a warm start needs it
+
+    client = tracking.connect(config, workspace)
+    found = tracking.champion(config, client, folder / "download")
+    if found is None:
+        raise ValueError(
+            f"training.warm_start needs a champion of {config.tracking.model!r}: train and register once without it"
+        )
+    shutil.copytree(found.folder, folder / BASE)
+    shutil.rmtree(folder / "download")
+    write_json(folder / "base.json", {"base_version": found.version})
+    return load_encoder(folder / BASE / "encoder.json")
+
+
+def _fit_encoder(config: Config, store: FeatureStore, days: Days, base: Encoder | None) -> Encoder:
+    settings = config.features
+    training = raw_features(store).filter(pl.col("date").is_in(days.train))
+    sizes = f"vocabulary-{settings.min_count}-{settings.max_ids}"
+    table = store.table(sizes)
+    known = tables.scan(table).collect() if tables.exists(table) else None
+    vocabulary = extend(
+        known,
+        value_counts(training, store.plan),
+        min_count=settings.min_count,
+        max_ids=settings.max_ids,
+        added_on=days.train[-1],
+    )
+    if known is None or vocabulary.height > known.height:
+        tables.write_all(table, vocabulary, {"part": sizes})
+    return fit_encoder(
+        training,
+        store.plan,
+        vocabulary=vocabulary,
+        min_count=settings.min_count,
+        hash_buckets=settings.hash_buckets,
+        max_ids=settings.max_ids,
+        bins=settings.bins,
+        base=base,
+    )
 
 
 def _check_references(config: Config, encoder: Encoder) -> None:
     for name, value in config.context.columns.items():
-        known = encoder.vocabularies[name]
+        known = encoder.vocabularies[name].values
         if value not in known:
             raise ValueError(
                 f"context.columns.{name} = {value!r} does not occur on the training days: scoring would use an "
@@ -110,38 +139,28 @@ def _check_references(config: Config, encoder: Encoder) -> None:
             )
 
 
-def _raw_days(config: Config, workspace: Workspace, days: Days, plan: FeaturePlan, folder: Path) -> int:
-    users = side_frame(workspace, "users", config.users)
-    items = side_frame(workspace, "items", config.items)
-    interactions = tables.scan(workspace.table("interactions"))
-    first = tables.days(workspace.table("interactions"))[0]
-    state = initial_state(first)
-    wanted = set(days.all())
-    snapshots = {*days.test, days.scored_for}
-    rows = 0
-    count = (max(days.test[-1], days.scored_for) - first).days + 1
-    for day in progress((first + dt.timedelta(days=n) for n in range(count)), "featurize", count):
-        if day in snapshots:
-            save_state(state, folder / f"state-{day}")
-        if day > days.test[-1]:
-            break
-        today = (
-            interactions.filter(pl.col("date") == day)
-            .collect()
-            .sort("event_time", "user_id", "item_id", "impression_id")
-        )
-        rows += today.height
-        if day in wanted:
-            kept = today.select(*KEPT, *plan.context)
-            write_parquet(example_features(state, kept, users, items, plan), folder / "spill" / f"{day}.parquet")
-        state = advance_state(state, today, users, items, plan)
-    return rows
+def labelled_day(store: FeatureStore, day: dt.date) -> pl.DataFrame:
+    """Return a day's impressions with their labels as known now, context and raw features, in order."""
+    rows, raw = read_day(store, day), raw_day(store, day)
+    assert rows["impression_id"].equals(raw["impression_id"]), "features were made for the impressions of the day"
+    kept = rows.select(*KEPT, *store.plan.context)
+    return pl.concat([kept, raw.drop(name for name in kept.columns if name in raw.columns)], how="horizontal")
 
 
-def _encoded_days(spill: Path, days: Days, encoder: Encoder) -> Iterator[pl.DataFrame]:
+def _write_examples(
+    config: Config, workspace: Workspace, store: FeatureStore, days: Days, encoder: Encoder, spill: Path
+) -> int:
+    """Encode day by day to disk, then commit all days at once: a Delta write must not read a table meanwhile."""
+    spill.mkdir()
     for day in days.all():
-        raw = pl.read_parquet(spill / f"{day}.parquet")
-        yield pl.concat([raw.select(KEPT), encode(raw, encoder)], how="horizontal")
+        raw = labelled_day(store, day)
+        encoded = pl.concat([raw.select(KEPT), encode(raw, encoder)], how="horizontal")
+        write_parquet(encoded, spill / f"{day}.parquet")
+    frames = (pl.read_parquet(spill / f"{day}.parquet") for day in days.all())
+    note = {"data_set": config.name, "config_digest": config.digest()}
+    rows = tables.write_days(workspace.table("examples"), frames, days.all(), note=note)
+    shutil.rmtree(spill)
+    return rows
 
 
 def table_versions(folder: Path) -> dict[str, int]:
@@ -154,28 +173,3 @@ def table_versions(folder: Path) -> dict[str, int]:
     """
     versions: dict[str, int] = read_json(folder / "features" / "versions.json", "featurize")
     return versions
-
-
-def save_state(state: FeatureState, folder: Path) -> None:
-    """Write what scoring needs of a state: counters and sequences, one Parquet file each."""
-    folder.mkdir(parents=True)
-    for name, frame in state.counters.items():
-        write_parquet(frame, folder / f"counter-{name}.parquet")
-    if state.sequences is not None:
-        write_parquet(state.sequences, folder / "sequences.parquet")
-
-
-def load_state(folder: Path, day: dt.date) -> FeatureState:
-    """Read the state as of a day.
-
-    Raises:
-        ValueError: featurize has not written it.
-    """
-    path = folder / f"state-{day}"
-    if not path.is_dir():
-        raise ValueError(f"{path} does not exist: run `counterpoise featurize` first with the same options")
-    counters = {
-        file.stem.removeprefix("counter-"): pl.read_parquet(file) for file in sorted(path.glob("counter-*.parquet"))
-    }
-    sequences = path / "sequences.parquet"
-    return FeatureState(day, counters, pl.read_parquet(sequences) if sequences.exists() else None, None)

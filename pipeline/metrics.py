@@ -119,6 +119,17 @@ def paired_difference(
     return dict(zip(METRICS, intervals, strict=True))
 
 
+def auc(labels: NDArray[np.bool_], scores: Floats) -> float:
+    """Return the area under the ROC curve over all rows, ties counted half; NaN where a class is missing."""
+    _, group_N, counts_G = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks_N = (np.cumsum(counts_G) - (counts_G - 1) / 2)[group_N]
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not (positives and negatives):
+        return float("nan")
+    return float((ranks_N[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
 def metric_values(summary: Summary, counts_RU: Floats) -> Floats:
     """Compute every metric of every resample, shape (R, M) in the order of `METRICS`.
 

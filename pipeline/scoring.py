@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from features.asof import FeatureState, item_features, pair_features, user_features
+from features.asof import KNOWN_FROM, FeatureState, item_features, pair_features, side_as_of, user_features
 from features.encoding import Encoder, encode, load_encoder
 from features.plan import FeaturePlan
 from models.inputs import Features
@@ -19,7 +19,8 @@ from models.retriever import Retriever, load_retriever
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import lists, tensors
-from pipeline.featurize import load_state, plan_of, side_frame
+from pipeline.feature_plan import plan_of, side_frame
+from pipeline.states import load_state
 from pipeline.workspace import Workspace
 
 PAIRS = 65_536
@@ -97,14 +98,13 @@ def load_day(config: Config, workspace: Workspace, features: Path, day: dt.date,
     """Gather users, available items and what they did before a day."""
     plan = plan_of(config)
     state = load_state(features, day)
+    start = plan.start_of(day)
     history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < day)
     side_users = side_frame(workspace, "users", config.users)
     side_items = side_frame(workspace, "items", config.items)
-    history = history.filter(pl.col("received_time") < plan.start_of(day))
-    active = history.select("user_id").unique().collect()
-    known = active if side_users is None else pl.concat([active, side_users.select("user_id")]).unique()
-    users = user_features(state, known.sort("user_id"), side_users, plan)
-    items = item_features(state, _available(history, side_items, day), side_items, plan)
+    users = user_features(state, _known(state, "user", side_as_of(side_users, "user_id", start)), side_users, plan)
+    available = _available(state, side_as_of(side_items, "item_id", start), day)
+    items = item_features(state, available, side_items, plan)
     if items.is_empty():
         raise ValueError(f"no item is available on {day}: check items.available_from and items.available_until")
     return Day(
@@ -114,15 +114,22 @@ def load_day(config: Config, workspace: Workspace, features: Path, day: dt.date,
         items=items,
         user_codes=encode(users, encoder),
         item_codes=encode(items, encoder),
-        has_history=users["user_id"].is_in(active["user_id"].implode()).to_numpy(),
-        seen=_seen(config, history, users, items, plan.start_of(day)),
-        popularity=popularity(history, items, day, plan.start_of(day)),
+        has_history=users["user_id"].is_in(state.ids("user").implode()).to_numpy(),
+        seen=_seen(config, history, users, items, day),
+        popularity=popularity(history, items, day, start),
     )
 
 
-def _available(history: pl.LazyFrame, side_items: pl.DataFrame | None, day: dt.date) -> pl.DataFrame:
+def _known(state: FeatureState, kind: str, side: pl.DataFrame | None) -> pl.DataFrame:
+    """Return all ids that had an impression or stand in the side table, sorted."""
+    key = f"{kind}_id"
+    shown = state.ids(kind).alias(key).to_frame()
+    return shown if side is None else pl.concat([shown, side.select(key)]).unique().sort(key)
+
+
+def _available(state: FeatureState, side_items: pl.DataFrame | None, day: dt.date) -> pl.DataFrame:
     if side_items is None:
-        return history.select("item_id").unique().sort("item_id").collect()
+        return _known(state, "item", None)
     frame = side_items
     if "available_from" in frame.columns:
         frame = frame.filter(pl.col("available_from").is_null() | (pl.col("available_from") <= day))
@@ -137,15 +144,17 @@ def numbered(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _seen(
-    config: Config, history: pl.LazyFrame, users: pl.DataFrame, items: pl.DataFrame, start: dt.datetime
+    config: Config, history: pl.LazyFrame, users: pl.DataFrame, items: pl.DataFrame, day: dt.date
 ) -> NDArray[np.int64]:
     rule = config.retrieval.filter_seen
     if rule == "none":
         return np.zeros(0, dtype=np.int64)
-    if rule != "impression":
-        history = history.filter(pl.col(rule) & (pl.col(f"{rule}_known_at") < start))
     pairs = (
-        history.select("user_id", "item_id")
+        history.filter(
+            (pl.col("date") >= day - dt.timedelta(days=config.retrieval.seen_days))
+            & (pl.col(KNOWN_FROM[rule]) < plan_of(config).start_of(day))
+        )
+        .select("user_id", "item_id")
         .unique()
         .join(numbered(users, "user").lazy(), on="user_id")
         .join(numbered(items, "item").lazy(), on="item_id")
@@ -157,10 +166,8 @@ def _seen(
 
 def popularity(history: pl.LazyFrame, items: pl.DataFrame, day: dt.date, start: dt.datetime) -> NDArray[np.int64]:
     """Return item numbers by clicks known in the seven days before a day, most first, ties by id."""
-    recent = history.filter(
-        (pl.col("date") >= day - dt.timedelta(days=7)) & pl.col("click") & (pl.col("click_known_at") < start)
-    )
-    clicks = recent.group_by("item_id").agg(pl.len().alias("clicks")).collect()
+    clicked = history.filter((pl.col("date") >= day - dt.timedelta(days=7)) & (pl.col(KNOWN_FROM["click"]) < start))
+    clicks = clicked.group_by("item_id").agg(pl.len().alias("clicks")).collect()
     counted = numbered(items, "item").join(clicks, on="item_id", how="left").with_columns(pl.col("clicks").fill_null(0))
     ordered: NDArray[np.int64] = counted.sort(["clicks", "item_id"], descending=[True, False])["item_number"].to_numpy()
     return ordered

@@ -42,6 +42,7 @@ def resolve_days(split: Split, present: list[dt.date], date: dt.date | None, sco
     validation = _range(split.validation, usable) if split.validation else before_test[-1:]
     before_validation = [day for day in usable if validation and day < validation[0]]
     train = _range(split.train, usable) if split.train else before_validation
+    train = train[-split.train_days :] if split.train_days else train
     for name, part in (("test", test), ("validation", validation), ("train", train)):
         if not part:
             raise ValueError(

@@ -17,6 +17,7 @@ from rich.progress import track
 LOG = logging.getLogger("counterpoise")
 CONSOLE = Console(stderr=True)
 T = TypeVar("T")
+TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
     start = time.perf_counter()
     outcome = stage()
     measured = Measured(name, outcome, time.perf_counter() - start, _peak_mib())
-    notes = "".join(f", {key} {value}" for key, value in outcome.notes.items() if isinstance(value, str | int | float))
+    notes = "".join(f", {key} {_told(value)}" for key, value in outcome.notes.items() if value != {})
     LOG.info(
         "%-9s %10s rows in, %10s rows out, %6.1f s, peak %5.0f MiB%s",
         name,
@@ -65,6 +66,15 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
         notes,
     )
     return measured
+
+
+def _told(value: Any) -> str:
+    """Put counts by name in words, the first few of them."""
+    if not isinstance(value, dict):
+        return str(value)
+    parts = [f"{name} {count}" for name, count in value.items()]
+    more = [f"and {len(parts) - TOLD} more"] if len(parts) > TOLD else []
+    return f"({', '.join(parts[:TOLD] + more)})"
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

@@ -42,7 +42,8 @@ def make_rows() -> Callable[[list[dict[str, Any]], str], pl.DataFrame]:
                 hours = row.get(name)
                 row[name] = None if hours is None else start + dt.timedelta(hours=hours)
         local = pl.col("event_time").dt.convert_time_zone(time_zone).dt.date()
-        return pl.DataFrame(timed, schema=SCHEMA).with_columns(local.alias("date"))
+        counted = [pl.col(f"{kind}_known_at").alias(f"{kind}_counted_at") for kind in ("click", "conversion")]
+        return pl.DataFrame(timed, schema=SCHEMA).with_columns(local.alias("date"), *counted)
 
     return make
 

@@ -16,10 +16,12 @@ from polars.testing import assert_frame_equal
 from features.asof import (
     FeatureState,
     advance_state,
+    day_partials,
     example_features,
     initial_state,
     item_features,
     pair_features,
+    replay,
     user_features,
 )
 from features.counters import MEASURES
@@ -47,9 +49,9 @@ def day(number: int) -> dt.date:
 
 def state_of(rows: pl.DataFrame, until: int, plan: FeaturePlan, sides: Sides) -> FeatureState:
     """Advance day by day to the state as of day `until`."""
-    state = initial_state(FIRST)
-    for number in range(1, until):
-        state = advance_state(state, rows.filter(pl.col("date") == day(number)), *sides, plan)
+    state = replay(
+        lambda date: day_partials(rows.filter(pl.col("date") == date), *sides, plan), FIRST, day(until), plan
+    )
     assert state.as_of == day(until)
     return state
 
@@ -89,8 +91,6 @@ def test_a_late_click_and_a_later_conversion_count_from_their_own_days(make_rows
     state = state_of(rows, 4, ONLY_USER, (None, None))
     assert state.sequences is not None
     assert state.sequences.rows() == [("u1", ["i1"], [])]
-    assert state.pending is not None
-    assert state.pending["kind"].to_list() == ["conversion"]
 
 
 def test_a_late_click_decays_from_the_day_on_which_it_was_known(make_rows: Maker) -> None:
@@ -106,10 +106,58 @@ def test_a_day_without_rows_decays_and_lets_pending_events_in(make_rows: Maker) 
     assert counter["impressions@7"].item() == pytest.approx(1 + 0.5 ** (1 / 7))
 
 
-def test_rows_of_another_day_are_our_own_mistake(make_rows: Maker) -> None:
-    rows = make_rows([{"event_time": 30}], "UTC")
-    with pytest.raises(AssertionError, match="rows of the state's day only"):
-        advance_state(initial_state(FIRST), rows, None, None, ONLY_USER)
+def test_what_became_known_on_another_day_is_our_own_mistake(make_rows: Maker) -> None:
+    partials = day_partials(make_rows([{"event_time": 30}], "UTC"), None, None, ONLY_USER)
+    with pytest.raises(AssertionError, match="what became known on the day only"):
+        advance_state(initial_state(FIRST), partials, ONLY_USER)
+
+
+def test_a_label_that_moved_to_another_impression_still_counts_where_it_was_counted(make_rows: Maker) -> None:
+    rows = make_rows([{"event_time": 1}], "UTC")
+    moved = rows.with_columns(click_counted_at=pl.col("event_time") + dt.timedelta(hours=2))
+    assert counts(moved, 2) == (1, 1, 0)
+
+
+HISTORY = pl.DataFrame(
+    {
+        "user_id": ["u1", "u1", "u2"],
+        "valid_from": [
+            dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            dt.datetime(2026, 1, 3, 5, tzinfo=dt.UTC),
+            dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        ],
+        "segment": ["a", "b", "c"],
+        "income": [1.0, 2.0, 3.0],
+    },
+    schema_overrides={"valid_from": pl.Datetime("us", "UTC")},
+)
+
+
+def test_a_side_table_with_history_holds_as_of_the_start_of_the_day(plan: FeaturePlan, items: pl.DataFrame) -> None:
+    found = []
+    for number in (1, 2, 3, 4):
+        ids = pl.DataFrame({"user_id": ["u1", "u2"]})
+        found.append(user_features(initial_state(day(number)), ids, HISTORY, plan)["segment"].to_list())
+    assert found == [["a", None], ["a", "c"], ["a", "c"], ["b", "c"]], "a row of 5 o'clock holds from the next day"
+    del items
+
+
+def test_a_counter_keyed_by_a_column_with_history_counts_under_the_day_of_knowledge(
+    make_rows: Maker, plan: FeaturePlan, items: pl.DataFrame
+) -> None:
+    rows = make_rows([{"event_time": 1, "click_known_at": 80}, {"event_time": 2, "user_id": "u2"}], "UTC")
+    counted = day_partials(rows, HISTORY, items, plan)["segment_x_brand"]
+    assert counted.select("known_on", "segment", "impressions", "clicks").rows() == [
+        (day(1), "a", 1.0, 0.0),
+        (day(4), "b", 0.0, 1.0),
+    ], "u2 has no row on the first day, so no segment to count under"
+
+
+def test_users_and_items_are_known_once_an_impression_was_received(make_rows: Maker) -> None:
+    rows = make_rows([{"event_time": 1}, {"event_time": 2, "user_id": "u2", "received_time": 30}], "UTC")
+    found = [state_of(rows, until, ONLY_USER, (None, None)) for until in (1, 2, 3)]
+    assert [state.ids("user").to_list() for state in found] == [[], ["u1"], ["u1", "u2"]]
+    assert found[2].ids("item").to_list() == ["i1"]
 
 
 EVENT = st.fixed_dictionaries(
@@ -152,7 +200,7 @@ def test_neither_order_nor_what_is_known_later_changes_a_feature_by_a_bit(
     start = plan.start_of(day(until))
     known = past.with_columns(
         pl.when(pl.col(name) < start).then(pl.col(name)).alias(name)
-        for name in ("received_time", "click_known_at", "conversion_known_at")
+        for name in ("received_time", "click_counted_at", "conversion_counted_at")
     ).filter(pl.col("received_time").is_not_null())
     expected = example_features(state_of(known, until, plan, sides), today, *sides, plan)
     assert expected.height == today.height

@@ -33,7 +33,7 @@ def known(events: list[tuple[str | None, str | None, str, int]]) -> pl.DataFrame
     """Return known rows of (a, b, kind, day)."""
     first = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
     rows = [(a, b, kind, first + dt.timedelta(days=day), day) for a, b, kind, day in events]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row").with_columns(pl.col("known_at").dt.date().alias("known_on"))
 
 
 def state(a: str = "x", impressions: float = 0, clicks: float = 0, conversions: float = 0) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_decayed_counts_are_those_of_the_whole_event_list(
     rows = known(events)
     found: pl.DataFrame | None = None
     for day in range(9):
-        found = advance(found, partial_counts(rows.filter(pl.col("day") == day), plan), plan, 1)
+        found = advance(found, partial_counts(rows.filter(pl.col("day") == day), plan), plan)
     assert found is not None
     expected: dict[tuple[str, str], dict[str, float]] = {}
     for a, b, kind, day in events:
@@ -80,17 +80,29 @@ def test_decayed_counts_are_those_of_the_whole_event_list(
             assert row[name] == pytest.approx(value, rel=1e-12)
 
 
-def test_days_without_a_call_decay_alike() -> None:
+def test_a_count_halves_over_a_half_life_of_days_without_events() -> None:
     plan = counter("a")
     partial = partial_counts(known([("x", "p", "impression", 0)]), plan)
     nothing = partial.clear()
-    daily = partial
-    slow = advance(None, partial, plan, 1)
+    slow = advance(None, partial, plan)
     for _ in range(3):
-        slow = advance(slow, nothing, plan, 1)
-    quick = advance(advance(None, daily, plan, 1), nothing, plan, 3)
+        slow = advance(slow, nothing, plan)
     assert slow["impressions@7"].item() == pytest.approx(0.5 ** (3 / 7))
-    assert quick["impressions@7"].item() == pytest.approx(0.5 ** (3 / 7))
+
+
+def test_counts_are_by_key_and_day_of_knowledge() -> None:
+    rows = known([("x", "p", "impression", 0), ("x", "q", "impression", 1), ("x", "p", "click", 1)])
+    found = partial_counts(rows, counter("a"))
+    first = dt.date(2026, 1, 1)
+    assert found.select("known_on", "a", "impressions", "clicks").rows() == [
+        (first, "x", 1.0, 0.0),
+        (first + dt.timedelta(days=1), "x", 1.0, 1.0),
+    ]
+
+
+def test_a_key_may_stand_in_the_counts_of_several_days_of_impressions() -> None:
+    partial = partial_counts(known([("x", "p", "impression", 0)]), counter("a"))
+    assert advance(None, pl.concat([partial, partial]), counter("a"))["impressions@7"].to_list() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +159,8 @@ def test_recency_is_in_hours_since_the_last_of_its_kind() -> None:
         ("x", "p", "impression", 4),
         ("y", "p", "click", 1),
     ]
-    found = advance(None, partial_counts(known(events), plan), plan, 1)
-    found = advance(found, partial_counts(known([("x", "p", "conversion", 8)]), plan), plan, 1)
+    found = advance(None, partial_counts(known(events), plan), plan)
+    found = advance(found, partial_counts(known([("x", "p", "conversion", 8)]), plan), plan)
     hours = counter_features(pl.DataFrame({"a": ["y", "x"]}), found, plan, START).select(pl.nth(4, 5))
     assert hours.columns == ["a__hours_since_impression", "a__hours_since_click"]
     assert hours.rows() == [(None, 7 * 24 + 12.0), (4 * 24 + 12.0, 6 * 24 + 12.0)]

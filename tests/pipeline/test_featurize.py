@@ -12,9 +12,11 @@ from features.asof import example_features
 from features.encoding import load_encoder
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.featurize import KEPT, days_of, featurize, load_state, plan_of, run_folder, side_frame
+from pipeline.feature_plan import plan_of, side_frame
+from pipeline.featurize import KEPT, days_of, featurize, run_folder
 from pipeline.ingest import ingest
 from pipeline.split import Days
+from pipeline.states import load_state
 from pipeline.workspace import Workspace
 
 
@@ -89,7 +91,7 @@ def test_a_training_day_changes_the_encoder(run: Featurized, simulated_source: P
     first = run.days.train[0]
     other = featurized(run.config, changed(simulated_source, tmp_path / "source", first), tmp_path / "workspace")
     assert load_encoder(other.folder / "encoder.json") != load_encoder(run.folder / "encoder.json")
-    assert "elsewhere" in load_encoder(other.folder / "encoder.json").vocabularies["surface"]
+    assert "elsewhere" in load_encoder(other.folder / "encoder.json").vocabularies["surface"].values
 
 
 def test_featurize_again_gives_the_same_bytes(run: Featurized) -> None:

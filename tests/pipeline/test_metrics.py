@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline.metrics import (
+    auc,
     METRICS,
     evaluate_task,
     metric_values,
@@ -237,3 +238,13 @@ def test_an_empty_sample_is_refused() -> None:
 def test_the_baseline_is_checked_like_the_model() -> None:
     with pytest.raises(ValueError, match="6 of 6 probabilities are not within"):
         paired_difference(**TABLE, baseline=np.full(6, -1.0))
+
+
+@given(rows=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
+def test_the_auc_of_all_rows_is_scikit_learn_s_and_nan_without_both_classes(rows: list[tuple[bool, int]]) -> None:
+    labels = np.array([label for label, _ in rows])
+    scores = np.array([float(score) for _, score in rows])
+    if labels.all() or not labels.any():
+        assert np.isnan(auc(labels, scores))
+    else:
+        assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))

@@ -83,3 +83,8 @@ def test_lists_serve_a_test_day_or_the_day_after(day: int) -> None:
     with pytest.raises(ValueError, match=r"ranking\.scored_for = .* is outside 2026-01-03 to the day after"):
         resolve_days(ANY, days(1, 2, 3), None, days(day)[0])
     assert resolve_days(ANY, days(1, 2, 3), None, days(3)[0]).scored_for == days(3)[0]
+
+
+def test_at_most_so_many_days_train_the_latest() -> None:
+    found = resolve_days(Split(train_days=2), days(1, 2, 3, 4, 5, 6, 7), None, None)
+    assert (found.train, found.validation) == (days(4, 5), days(6))
