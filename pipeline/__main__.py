@@ -9,11 +9,27 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import threads
+from pipeline import threads, upkeep
+from pipeline.options import (
+    HERE,
+    SIMULATED,
+    SIMULATION,
+    SOURCE,
+    ConfigFile,
+    LastDay,
+    Overrides,
+    Seed,
+    SourceFolder,
+    WarmStart,
+    WorkspaceFolder,
+    open_run,
+    override_values,
+    parse_day,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -40,18 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="TOML file of the run.")]
-SourceFolder = Annotated[Path, typer.Option("--source", help="Folder of the interaction logs and side tables.")]
-WorkspaceFolder = Annotated[Path, typer.Option("--workspace", help="Folder of tables/, runs/ and mlflow.db.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, any key of the config; repeatable.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same as --set seed=N.")]
-LastDay = Annotated[
-    str | None, typer.Option("--date", help="Last day to use (YYYY-MM-DD); default: the last with rows.")
-]
-SIMULATED = Path("examples/simulated.toml")
-HERE = Path("workspace")
-SOURCE = Path("workspace/source")
-
 
 @app.command()
 def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
@@ -61,6 +65,7 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     overrides: Overrides = None,
     seed: Seed = None,
     date: LastDay = None,
+    warm_start: WarmStart = False,  # noqa: FBT002  # typer reads the default of a flag
     summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here.")] = None,
 ) -> None:
     """Run every stage and print what came out."""
@@ -69,10 +74,11 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     from pipeline.report import summary_table
     from pipeline.run import run as run_all
 
-    settings, place = _open(config, workspace, overrides, seed)
+    settings, place = open_run(config, workspace, overrides, seed, warm_start=warm_start)
     if summary is not None and not summary.parent.is_dir():
         raise ValueError(f"--summary {summary}: the folder {summary.parent} does not exist; make it first")
-    made = run_all(settings, place, source, _day(date))
+    with place.lock("run"):
+        made = run_all(settings, place, source, parse_day("--date", date))
     if summary is not None:
         summary.write_text(json.dumps(made, indent=2, default=str) + "\n", encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -99,14 +105,16 @@ def check(
     from pipeline.check import check as check_source
     from pipeline.config import load_config
 
-    settings = load_config(config, _values(overrides, seed))
+    settings = load_config(config, override_values(overrides, seed))
     for line in check_source(settings, source):
         typer.echo(line)
 
 
 @app.command()
 def simulate(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
-    output: Annotated[Path, typer.Option(help="Folder to write; an earlier simulation there is replaced.")] = SOURCE,
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; an earlier simulation there is replaced.")
+    ] = SIMULATION,
     users: Annotated[int | None, typer.Option(min=1)] = None,
     items: Annotated[int | None, typer.Option(min=1)] = None,
     days: Annotated[int | None, typer.Option(min=1)] = None,
@@ -136,27 +144,29 @@ def simulate(  # noqa: PLR0913, PLR0917  # typer reads options from the signatur
 def _stage(name: str) -> Callable[..., None]:
     """Make the command of one stage; all take the same options, so that a scheduler calls them alike."""
 
-    def command(
+    def command(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
         config: ConfigFile = SIMULATED,
         source: SourceFolder = SOURCE,
         workspace: WorkspaceFolder = HERE,
         overrides: Overrides = None,
         seed: Seed = None,
         date: LastDay = None,
+        warm_start: WarmStart = False,  # noqa: FBT002
     ) -> None:
         from pipeline.stage import measure
 
-        settings, place = _open(config, workspace, overrides, seed)
-        measure(name, lambda: _call(name, settings, place, source, _day(date)))
+        settings, place = open_run(config, workspace, overrides, seed, warm_start=warm_start)
+        with place.lock(name):
+            measure(name, lambda: _call(name, settings, place, source, parse_day("--date", date)))
 
     return command
 
 
-def _call(name: str, config: "Config", workspace: "Workspace", source: Path, date: dt.date | None) -> "Outcome":
+def _call(name: str, config: "Config", workspace: "Workspace", source: str, date: dt.date | None) -> "Outcome":
     from pipeline import evaluate, featurize, ingest, register, serve_lists, train
 
     if name == "ingest":
-        return ingest.ingest(config, workspace, source)
+        return ingest.ingest(config, workspace, source, date)
     days = featurize.days_of(config, workspace, date)
     if name == "evaluate":
         return evaluate.evaluate(config, workspace, days, source)
@@ -181,29 +191,8 @@ STAGES = {
 }
 for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_stage(_name))
-
-
-def _open(config: Path, workspace: Path, overrides: list[str] | None, seed: int | None) -> tuple["Config", "Workspace"]:
-    from pipeline.config import load_config
-    from pipeline.workspace import Workspace
-
-    return load_config(config, _values(overrides, seed)), Workspace(workspace)
-
-
-def _values(overrides: list[str] | None, seed: int | None) -> dict[str, Any]:
-    from pipeline.config import parse_override
-
-    values = dict(parse_override(text) for text in overrides or [])
-    return values if seed is None else {**values, "seed": seed}
-
-
-def _day(text: str | None) -> dt.date | None:
-    if text is None:
-        return None
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"--date {text}: expected a day such as 2026-01-14") from None
+for _command in (upkeep.audit, upkeep.backfill, upkeep.vacuum):
+    app.command()(_command)
 
 
 def main() -> None:

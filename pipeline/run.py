@@ -20,16 +20,16 @@ from pipeline.train import train
 from pipeline.workspace import Workspace, read_json, write_json
 
 
-def run(config: Config, workspace: Workspace, source: Path, date: dt.date | None = None) -> dict[str, Any]:
+def run(config: Config, workspace: Workspace, source: str | Path, date: dt.date | None = None) -> dict[str, Any]:
     """Run every stage and return the summary that `--summary` writes.
 
     Args:
         config: the whole configuration.
         workspace: where tables, runs and the registry are.
-        source: folder of the interaction logs.
+        source: folder or URI of the interaction logs.
         date: last day to use, by default the last day that has rows.
     """
-    stages = [measure("ingest", lambda: ingest(config, workspace, source))]
+    stages = [measure("ingest", lambda: ingest(config, workspace, source, date))]
     days = days_of(config, workspace, date)
     stages += [
         measure("featurize", lambda: featurize(config, workspace, days)),

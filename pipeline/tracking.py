@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
@@ -43,6 +44,8 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     workspace.root.mkdir(parents=True, exist_ok=True)
+    if config.tracking.uri is None:
+        _make_store(workspace.root.resolve())
     uri = config.tracking.uri or f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     try:
@@ -55,6 +58,17 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
     return MlflowClient()
 
 
+def _make_store(root: Path) -> None:
+    """Make the workspace's database as a whole: MLflow opens none that a kill left between two of its migrations."""
+    path, draft = root / "mlflow.db", root / ".mlflow.db.draft"
+    if path.exists():
+        return
+    for left in root.glob(f"{draft.name}*"):  # an old journal would be taken for the new draft's
+        left.unlink()
+    SqlAlchemyStore(f"sqlite:///{draft}", (root / "mlartifacts").as_uri()).engine.dispose()
+    draft.replace(path)
+
+
 def champion(config: Config, client: MlflowClient, folder: Path) -> Registered | None:
     """Bring the champion's files into a folder, or return None where there is no champion yet."""
     try:
@@ -65,6 +79,15 @@ def champion(config: Config, client: MlflowClient, folder: Path) -> Registered |
         raise
     root = mlflow.artifacts.download_artifacts(f"models:/{config.tracking.model}/{found.version}", dst_path=str(folder))
     return Registered(str(found.version), Path(root) / "artifacts" / "model")
+
+
+def registered_records(config: Config, workspace: Workspace) -> list[dict[str, str]]:
+    """Return what `log_version` recorded of the runs that made the registered versions of all models in the store."""
+    if config.tracking.uri is None and not (workspace.root / "mlflow.db").exists():
+        return []
+    client = connect(config, workspace)
+    made_by = sorted({version.run_id for version in mlflow.search_model_versions() if version.run_id})
+    return [dict(client.get_run(run).data.tags) for run in made_by]
 
 
 def signature(spec: RankerSpec, encoder: Encoder) -> ModelSignature:

@@ -1,7 +1,9 @@
 """Where a workspace keeps its tables and runs, and how a run's folder is replaced as a whole."""
 
 import datetime as dt
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,33 @@ class Workspace:
     def run(self, run_id: str) -> Path:
         """Return the folder of a run."""
         return self.root / "runs" / run_id
+
+    @contextmanager
+    def lock(self, command: str) -> Iterator[None]:
+        """Let no other command that takes the lock write here until the block has ended.
+
+        The lock is the operating system's (flock on .lock): it ends with the process, however that ends.
+
+        Raises:
+            ValueError: another process holds it; the message names the process and its command.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / ".lock"
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = path.read_text(encoding="utf-8") or "another process"
+                raise ValueError(
+                    f"workspace {self.root} is being written by {holder}: run the same command again when it ended"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} (counterpoise {command})")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
 
 def run_id(test_last: dt.date, config_digest: str) -> str:
