@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.featurize import plan_of
+from pipeline.feature_plan import plan_of
 from pipeline.metrics import Interval
 from pipeline.rank import Lists, lists_frame, rank_lists
 from pipeline.ranking_metrics import coverage, evaluate_lists, gini
 from pipeline.retrieve import candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, load_day, numbered
+from pipeline.source_files import local_folder
 from pipeline.workspace import Workspace, replaced_folder, write_parquet
 from pipeline.world import expected_conversions, load_world, ranked_by_truth
 
@@ -24,7 +25,7 @@ TOP = 10
 
 
 def evaluate_day_lists(
-    config: Config, workspace: Workspace, bundle: Bundle, folder: Path, date: dt.date, source: Path
+    config: Config, workspace: Workspace, bundle: Bundle, folder: Path, date: dt.date, source: str | Path
 ) -> dict[str, Any]:
     """Make the lists that would have been served on a test day and measure them.
 
@@ -110,10 +111,12 @@ def _by_k(intervals: dict[int, Interval]) -> dict[str, dict[str, float]]:
     return {str(k): interval.as_dict() for k, interval in intervals.items()}
 
 
-def _expected(config: Config, source: Path, day: Day, ranked: Lists, popular: NDArray[np.int64]) -> dict[str, float]:
+def _expected(
+    config: Config, source: str | Path, day: Day, ranked: Lists, popular: NDArray[np.int64]
+) -> dict[str, float]:
     """Return mean expected conversions a user of the first ten places, under the simulator's truth."""
     assert config.evaluation.world is not None, "the caller asks where there is a world"
-    world = load_world(_world_file(source, config.evaluation.world))
+    world = load_world(_world_file(local_folder(source, "evaluation.world"), config.evaluation.world))
     time = plan_of(config).start_of(day.day)
     users = world.user_indices(day.users["user_id"])
     items = np.append(world.item_indices(day.items["item_id"]), -1)  # place -1 stays -1: an empty slot

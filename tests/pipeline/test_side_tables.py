@@ -79,7 +79,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 def test_a_json_line_that_is_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"id": "a"}\n{"id": \n')
-    with pytest.raises(ValueError, match=r"items\.jsonl: row 2 is no JSON object"):
+    with pytest.raises(ValueError, match=r"items\.jsonl: row 2 cannot be read"):
         read_side_table(tmp_path, SideTable(file="items.jsonl", id="id"), "item_id", "us", "UTC")
 
 
@@ -90,3 +90,28 @@ def test_a_table_without_rows_is_empty(tmp_path: Path) -> None:
 def test_a_column_may_serve_twice(tmp_path: Path) -> None:
     table = SideTable(file="items.csv", id="id", categorical=["brand", "id"], available_from="born")
     assert read(tmp_path, "a,x,1,t,2026-01-01", table=table)[0]["id"] == "a"
+
+
+HISTORY = SideTable(file="users.csv", id="id", categorical=["plan"], valid_from="since")
+
+
+def history(tmp_path: Path, *rows: str) -> list[tuple[object, ...]]:
+    (tmp_path / "users.csv").write_text("\n".join(["id,since,plan", *rows]) + "\n")
+    return read_side_table(tmp_path, HISTORY, "user_id", "us", "UTC").select("user_id", "valid_from", "plan").rows()
+
+
+def test_a_table_with_history_may_hold_an_id_often_each_time_from_another_moment(tmp_path: Path) -> None:
+    rows = history(tmp_path, "u1,2026-02-01T10:00:00Z,gold", "u1,2026-01-01,free", "u0,2026-01-01,free")
+    first = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    later = dt.datetime(2026, 2, 1, 10, tzinfo=dt.UTC)
+    assert rows == [("u0", first, "free"), ("u1", first, "free"), ("u1", later, "gold")]
+
+
+def test_two_rows_of_an_id_from_the_same_moment_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'u1' stands in rows 1 and 2 .* keep one row an id and valid_from"):
+        history(tmp_path, "u1,2026-01-01,gold", "u1,2026-01-01,free")
+
+
+def test_a_row_without_its_moment_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"users\.csv: row 2: valid_from = '.*' is no time"):
+        history(tmp_path, "u1,2026-01-01,gold", "u2,soon,free")
