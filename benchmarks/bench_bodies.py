@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import polars as pl
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -21,11 +22,13 @@ from rich.table import Table
 
 from features.encoding import load_encoder
 from models.ranker import predict
-from pipeline import threads
+from pipeline import tables, threads
 from pipeline.config import Config, load_config, parse_override
 from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import OUTPUT_OF, TASKS, impressions_of
-from pipeline.featurize import days_of, plan_of, run_folder, table_versions
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import days_of, run_folder, table_versions
+from pipeline.maturity import maturity_of
 from pipeline.metrics import metric_values, paired_difference, summarise
 from pipeline.train import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.workspace import Workspace
@@ -41,8 +44,10 @@ def _body(config: Config, workspace: Workspace, body: str, seeds: int) -> tuple[
     spec = ranker_spec(config, plan, encoder, body, 1)
     table, cutoff = workspace.table("examples"), plan.start_of(days.test[0])
     version = table_versions(run_folder(config, workspace, days))["examples"]
-    training = [read_examples(table, version, day, spec, cutoff) for day in days.train]
-    validation = [read_examples(table, version, day, spec, cutoff) for day in days.validation]
+    fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
+    maturity = maturity_of(config, fitted, cutoff)
+    training = [read_examples(table, version, day, spec, maturity) for day in days.train]
+    validation = [read_examples(table, version, day, spec, maturity) for day in days.validation]
     predictions, start = [], time.perf_counter()
     for seed in range(1, seeds + 1):
         seeded = config.model_copy(update={"seed": seed})
@@ -57,9 +62,8 @@ def _validation(config: Config, workspace: Workspace) -> list[Examples]:
     plan = plan_of(config)
     encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
     spec = ranker_spec(config, plan, encoder, "ple", 1)
-    cutoff = plan.start_of(days.test[0])
     version = table_versions(run_folder(config, workspace, days))["examples"]
-    return [read_examples(workspace.table("examples"), version, day, spec, cutoff) for day in days.validation]
+    return [read_examples(workspace.table("examples"), version, day, spec, None) for day in days.validation]
 
 
 def main(

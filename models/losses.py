@@ -3,21 +3,44 @@
 Shapes: B batch, T task (0 click, 1 conversion given a click).
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.entire_space import entire_space
 
 
-def joint_loss(logits_BT: Tensor, clicks_B: Tensor, conversions_B: Tensor, *, conversion_weight: float) -> Tensor:
-    """Adds the cross-entropies of click and of click-and-conversion, both over all impressions.
+class Targets(NamedTuple):
+    """What the loss is told of each impression, each (B) float32."""
 
-    Logits are (B, 2) float32, labels (B) float32 of 0 and 1; the loss is a mean over the batch. A conversion
-    is supervised only through its product with the click, so impressions without a click are no missing data.
+    clicks_B: Tensor
+    """0 or 1."""
+    conversions_B: Tensor
+    """0 or 1, or above 1 where an early conversion also stands for those that are not known yet."""
+    click_mask_B: Tensor
+    """1 where the impression counts in the click loss, else 0."""
+    conversion_mask_B: Tensor
+    """1 where the impression counts in the click-and-conversion loss, else 0."""
+
+
+def unmasked(clicks_B: Tensor, conversions_B: Tensor) -> Targets:
+    """Returns targets of which every impression counts in both losses; labels are (B) float32."""
+    return Targets(clicks_B, conversions_B, torch.ones_like(clicks_B), torch.ones_like(clicks_B))
+
+
+def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:
+    """Adds the cross-entropies of click and of click-and-conversion, each over the impressions that its mask keeps.
+
+    Logits are (B, 2) float32. Both sums are divided by the batch size, whatever the masks: a kept impression
+    weighs the same in a batch that keeps few as in one that keeps all, and a batch that keeps none gives 0. A
+    conversion is supervised only through its product with the click, so impressions without a click are no missing
+    data. Cross-entropy is linear in the target, so a target above 1 with the right mean gives the right mean loss.
     Source: ESMM, Ma et al. 2018, equation 3.
     """
     space = entire_space(logits_BT)
-    both_B = clicks_B * conversions_B
+    both_B = targets.clicks_B * targets.conversions_B
     log_likelihood_B = both_B * space.click_and_conversion_B + (1 - both_B) * space.no_click_and_conversion_B
-    click_loss = binary_cross_entropy_with_logits(logits_BT[:, 0], clicks_B)
-    return click_loss - conversion_weight * log_likelihood_B.mean()
+    click_loss = binary_cross_entropy_with_logits(logits_BT[:, 0], targets.clicks_B, weight=targets.click_mask_B)
+    return click_loss - conversion_weight * (targets.conversion_mask_B * log_likelihood_B).mean()

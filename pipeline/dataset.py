@@ -16,16 +16,18 @@ from models.ranker import RankerSpec
 from models.retriever import RetrieverSpec
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.maturity import Maturity, Supervision, supervise
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A day's examples: features, labels and who and what they are about."""
+    """A day's examples: features, labels, who and what they are about, and what a loss is told of them."""
 
     features: Features
     clicks: torch.Tensor
     conversions: torch.Tensor
     frame: pl.DataFrame
+    supervision: Supervision
 
 
 def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, seed: int) -> RankerSpec:
@@ -90,9 +92,7 @@ def lists(column: pl.Series) -> NDArray[np.int64]:
     return column.explode().to_numpy().astype(np.int64).reshape(len(column), width)
 
 
-def read_examples(
-    table: Path, version: int, day: dt.date, spec: RankerSpec, known_before: dt.datetime | None
-) -> Examples:
+def read_examples(table: Path, version: int, day: dt.date, spec: RankerSpec, maturity: Maturity | None) -> Examples:
     """Read a day of tables/examples.
 
     Args:
@@ -100,24 +100,27 @@ def read_examples(
         version: its version that the run's encoder made.
         day: the day.
         spec: names the feature columns.
-        known_before: a label counts only where it was known before; None takes labels as they are today.
+        maturity: a label counts only where it was known before its cutoff; None takes labels as they are today.
     """
-    return examples_from(tables.scan(table, version).filter(pl.col("date") == day).collect(), spec, known_before)
+    return examples_from(tables.scan(table, version).filter(pl.col("date") == day).collect(), spec, maturity)
 
 
-def examples_from(frame: pl.DataFrame, spec: RankerSpec, known_before: dt.datetime | None) -> Examples:
+def examples_from(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | None) -> Examples:
     """Turn an encoded frame with labels into examples; see `read_examples`."""
     ordered = frame.sort("event_time", "user_id", "item_id", "impression_id")
-    if known_before is not None:
+    if maturity is not None:
         ordered = ordered.with_columns(
-            (pl.col(label) & (pl.col(f"{label}_known_at") < known_before)).fill_null(value=False).alias(label)
+            (pl.col(label) & (pl.col(f"{label}_known_at") < maturity.cutoff)).fill_null(value=False).alias(label)
             for label in ("click", "conversion")
         )
     return Examples(
         tensors(ordered, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled)),
         torch.from_numpy(ordered["click"].to_numpy().astype(np.float32)),
         torch.from_numpy(ordered["conversion"].to_numpy().astype(np.float32)),
-        ordered.select("impression_id", "user_id", "item_id", "event_time", "date", "click", "conversion"),
+        ordered.select(
+            "impression_id", "user_id", "item_id", "event_time", "date", "click", "conversion", "label_matures_at"
+        ),
+        supervise(ordered, maturity),
     )
 
 

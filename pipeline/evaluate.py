@@ -11,20 +11,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.asof import example_features
+from features.asof import KNOWN_FROM, example_features
 from features.encoding import encode
 from models.ranker import load_ranker, predict
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import Examples, examples_from, read_examples
-from pipeline.featurize import KEPT, load_state, plan_of, run_folder, side_frame, table_versions
+from pipeline.feature_plan import plan_of, side_frame
+from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.list_quality import evaluate_day_lists
 from pipeline.metrics import Interval, evaluate_task, paired_difference
-from pipeline.readers import find_files
 from pipeline.report import write_report
 from pipeline.scoring import Bundle, load_bundle
+from pipeline.source_files import find_files, local_folder
 from pipeline.split import Days
 from pipeline.stage import Outcome
+from pipeline.states import load_state
 from pipeline.train import PREDICT_ROWS
 from pipeline.workspace import Workspace, replaced_folder, write_json, write_parquet
 
@@ -50,11 +52,12 @@ class Impressions:
         return self.conversions, (self.clicks if task == "conversion" else everywhere)
 
 
-def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> Outcome:
+def evaluate(config: Config, workspace: Workspace, days: Days, source: str | Path) -> Outcome:
     """Write runs/<id>/evaluation: evaluation.json, report.md and the test days' predictions.
 
     Each task is measured in its own space: click and click-and-conversion on all impressions, conversion on
-    clicked ones. Labels are final here; the model saw only what was known before the first test day.
+    clicked ones. Labels count as known today, and those that may still change are counted; the model saw only what
+    was known before the first test day.
 
     Raises:
         ValueError: a stage before is missing, or the test days hold one class only.
@@ -76,7 +79,7 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: Path) -> 
         "baselines": {name: {"tasks": _measure(config, rows, values)} for name, values in baselines.items()},
         "difference_to_logistic_regression": _difference(config, rows, predictions),
         **_merge_days(lists),
-        "counts": _counts(rows, examples, days),
+        "counts": _counts(rows, examples, days) | _immature(workspace, folder, examples),
     }
     if truth is not None:
         result["share_of_oracle"] = _oracle_shares(result)
@@ -131,7 +134,7 @@ def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Exampl
     history = tables.scan(workspace.table("interactions")).filter(
         (pl.col("date") < date) & (pl.col("received_time") < start)
     )
-    known = {label: (pl.col(f"{label}_known_at") < start).fill_null(value=False) for label in ("click", "conversion")}
+    known = {label: (pl.col(KNOWN_FROM[label]) < start).fill_null(value=False) for label in ("click", "conversion")}
     counts = (
         history.group_by("item_id")
         .agg(pl.len().alias("impressions"), *(rule.sum().alias(label) for label, rule in known.items()))
@@ -145,11 +148,12 @@ def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Exampl
     return np.stack([click, np.minimum(both / np.maximum(click, 1e-9), 1.0), both], axis=1)
 
 
-def _truth(config: Config, source: Path, examples: list[Examples]) -> NDArray[np.float64] | None:
+def _truth(config: Config, source: str | Path, examples: list[Examples]) -> NDArray[np.float64] | None:
     """Read the simulator's probabilities of the test impressions: (N, 3)."""
     if config.evaluation.truth is None:
         return None
-    truth = pl.scan_parquet(find_files(source, config.evaluation.truth))
+    files = find_files(local_folder(source, "evaluation.truth"), config.evaluation.truth)
+    truth = pl.scan_parquet([file.path for file in files])
     wanted = pl.concat([day.frame.select("impression_id") for day in examples])
     found = wanted.join(truth.collect(), on="impression_id", how="left", maintain_order="left")
     if found["p_click"].null_count():
@@ -216,6 +220,16 @@ def _counts(rows: Impressions, examples: list[Examples], days: Days) -> dict[str
         "items": pl.concat([day.frame["item_id"] for day in examples]).n_unique(),
         "test_days": [str(day) for day in days.test],
     }
+
+
+def _immature(workspace: Workspace, folder: Path, examples: list[Examples]) -> dict[str, Any]:
+    """Count test labels that may still change, as of the newest moment that the run's interactions know of."""
+    times = [pl.col(name).max() for name in ("received_time", "click_known_at", "conversion_known_at")]
+    interactions = tables.scan(workspace.table("interactions"), table_versions(folder)["interactions"])
+    newest = interactions.select(pl.max_horizontal(times)).collect().item()
+    matures = pl.concat([day.frame["label_matures_at"] for day in examples])
+    rows = int((matures > newest).sum())
+    return {"immature": rows, "immature_until": str(matures.max()) if rows else None}
 
 
 def _oracle_shares(result: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from models.ranker import predict
 from pipeline import tracking
 from pipeline.config import Config
 from pipeline.dataset import examples_from
-from pipeline.featurize import KEPT, plan_of, run_folder, table_versions
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.scoring import check_features, load_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome

@@ -37,10 +37,23 @@ def write_report(path: Path, config: Config, days: Days, result: dict[str, Any])
             f"{counts['conversions']:,} conversions. Brackets are 95 % intervals over users "
             f"({config.evaluation.replicates} bootstrap replicates)."
         ),
+        *_immature_labels(counts),
         *_task_tables(result),
         *_list_tables(result),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _immature_labels(counts: dict[str, Any]) -> list[str]:
+    if not counts["immature"]:
+        return []
+    return [
+        "",
+        (
+            f"{counts['immature']:,} of {counts['impressions']:,} test labels may still change until "
+            f"{counts['immature_until']}: clicks and conversions that come by then are counted as none here."
+        ),
+    ]
 
 
 def _models(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

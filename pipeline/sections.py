@@ -102,13 +102,13 @@ class Labels(Section):
     click: str = Field(default="click", description="boolean expression, such as is_click")
     conversion: str = Field(default="conversion", description="such as long_view AND is_click")
     numeric: list[str] = Field(default=[], description="label columns that hold numbers, such as a rating")
-    click_window: Duration = Field(default=dt.timedelta(hours=24), description="longest time to a click: '24h'")
+    click_window: Duration = Field(default=dt.timedelta(hours=1), description="longest time to a click: '1h'")
     conversion_window: Duration = Field(default=dt.timedelta(days=7), description="from the click on: '7d'")
     lateness: Duration = Field(default=dt.timedelta(hours=1), description="how late events usually arrive: '1h'")
     immature: Literal["drop", "weight", "keep"] = Field(
-        default="drop",
-        description="conversions that may still come, in training: leave those impressions out of the conversion "
-        "loss, weight by the fitted delay, or take them as negatives",
+        default="weight",
+        description="conversions that may still come, in training: correct them by the fitted delay (weight), leave "
+        "those impressions out of the conversion loss (drop), or take them as negatives (keep)",
     )
     min_known_share: Rate = Field(
         default=0.1, le=1, description="'weight' leaves out impressions whose conversions are known to less than this"

@@ -8,7 +8,8 @@ import polars as pl
 
 from pipeline import tables, tracking
 from pipeline.config import Config
-from pipeline.featurize import plan_of, run_folder
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import run_folder
 from pipeline.rank import lists_frame, rank_lists
 from pipeline.retrieve import Candidates, candidates_for, make_index
 from pipeline.scoring import Bundle, check_features, load_bundle, load_day

@@ -1,7 +1,7 @@
 """Train: the joint ranker, the logistic-regression baseline and the two-tower retriever of a run."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from features.encoding import load_encoder
 from models.inputs import Features
-from models.losses import joint_loss
+from models.losses import Targets, joint_loss
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict, save_ranker
 from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_retriever
 from models.serialization import weights_digest
+from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
-from pipeline.featurize import plan_of, run_folder, table_versions
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import run_folder, table_versions
+from pipeline.maturity import TASKS, base_rates, check_classes, maturity_of, maturity_record
 from pipeline.split import Days
 from pipeline.stage import Outcome, progress
+from pipeline.warm_start import read_beginnings
 from pipeline.workspace import Workspace, replaced_folder, write_json
 
 PREDICT_ROWS = 16_384
@@ -43,10 +47,13 @@ class Fit:
 def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Fit all models of a run on its training days and keep the epoch that the validation day prefers.
 
-    A label counts only where it was known before the first test day began, as it would have been that night.
+    A label counts only where it was known before the first test day began, as it would have been that night;
+    labels.immature says what becomes of those that may still change then. With training.warm_start all models begin
+    from the champion that featurize recorded.
 
     Raises:
-        ValueError: featurize has not run, or the training days hold one class only.
+        ValueError: featurize has not run, the rows that train a task hold one class only, labels.immature = 'weight'
+            has too few conversions to fit their delay on, or the champion is of another architecture.
     """
     plan = plan_of(config)
     folder = run_folder(config, workspace, days)
@@ -54,21 +61,26 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     cutoff = plan.start_of(days.test[0])
     table, version = workspace.table("examples"), table_versions(folder)["examples"]
     spec = ranker_spec(config, plan, encoder, config.model.body, config.seed)
-    training = [read_examples(table, version, day, spec, cutoff) for day in days.train]
-    validation = [read_examples(table, version, day, spec, cutoff) for day in days.validation]
-    _check_classes(training, days)
+    fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
+    maturity = maturity_of(config, fitted, cutoff)
+    training = [read_examples(table, version, day, spec, maturity) for day in days.train]
+    validation = [read_examples(table, version, day, spec, maturity) for day in days.validation]
+    supervisions = [day.supervision for day in training]
+    check_classes(supervisions, maturity, days)
+    labels = maturity_record(maturity, supervisions, [day.supervision for day in validation])
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it, and filling costs 5 % of a step
     fit = fit_of(config)
     linear_fit = fit_of(config, config.training.baseline_learning_rate)
     linear_spec = ranker_spec(config, plan, encoder, "linear", config.seed)
     towers_spec = retriever_spec(config, plan, encoder, config.seed)
+    begin = read_beginnings(config, folder / "features", encoder)
     with replaced_folder(folder / "model") as model:
-        ranker, curve = fit_ranker(spec, fit, training, validation)
+        ranker, curve = fit_ranker(spec, fit, training, validation, begin.ranker)
         save_ranker(ranker, model / "ranker")
-        baseline, baseline_curve = fit_ranker(linear_spec, linear_fit, training, validation)
+        baseline, baseline_curve = fit_ranker(linear_spec, linear_fit, training, validation, begin.baseline)
         save_ranker(baseline, model / "logistic_regression")
-        retriever, losses = fit_retriever(config, towers_spec, spec, training)
+        retriever, losses = fit_retriever(config, towers_spec, spec, training, begin.retriever)
         save_retriever(retriever, model / "retriever")
         shutil.copy(folder / "features" / "encoder.json", model / "encoder.json")
         digests = {"ranker": weights_digest(ranker), "retriever": weights_digest(retriever)}
@@ -77,11 +89,20 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
             "logistic_regression": baseline_curve,
             "retriever": losses,
             "digests": digests,
+            "labels": labels,
+            "warm_start": begin.record,
         }
         write_json(model / "training.json", record)
     rows = sum(len(day.features) for day in training)
     parameters = sum(weight.numel() for weight in ranker.parameters())
-    return Outcome(rows, rows, {"parameters": parameters, "epochs": len(curve), "body": config.model.body})
+    notes = {
+        "parameters": parameters,
+        "epochs": len(curve),
+        "body": config.model.body,
+        "left_out_of_conversion_loss": sum(labels["training"]["click_and_conversion"]["left_out"].values()),
+        "epoch_selected_by": labels["epoch_selected_by"],
+    }
+    return Outcome(rows, rows, notes)
 
 
 def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
@@ -99,27 +120,26 @@ def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
     )
 
 
-def _check_classes(training: list[Examples], days: Days) -> None:
-    rows = sum(len(day.clicks) for day in training)
-    for label in ("clicks", "conversions"):
-        positives = int(sum(getattr(day, label).sum().item() for day in training))
-        if positives in {0, rows}:
-            raise ValueError(
-                f"training days {days.train[0]} to {days.train[-1]} hold {positives} {label} in {rows} rows: "
-                "both classes are needed; widen split.train or correct the labels"
-            )
-
-
 def fit_ranker(
-    spec: RankerSpec, fit: Fit, training: list[Examples], validation: list[Examples]
+    spec: RankerSpec,
+    fit: Fit,
+    training: list[Examples],
+    validation: list[Examples],
+    begin: Callable[[Ranker], None] | None = None,
 ) -> tuple[Ranker, list[dict[str, float]]]:
     """Fit one ranker; days follow each other in time, rows are shuffled within a day.
 
+    `begin` sets the initial weights; by default they are the seed's, with a bias that predicts the base rates.
+
     Returns:
-        The weights of the epoch with the lowest validation loss, and the curve of all epochs.
+        The weights of the epoch with the lowest validation loss, and the curve of all epochs. Where no validation
+        row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
     """
     ranker = Ranker(spec)
-    ranker.start_at(**_base_rates(training))
+    if begin is None:
+        ranker.start_at(**base_rates([day.supervision for day in training]))
+    else:
+        begin(ranker)
     ranker.to(fit.device)
     optimizers = build_optimizers(
         ranker,
@@ -135,68 +155,70 @@ def fit_ranker(
         batches = _batches(training, fit, generator)
         total = 0.0
         ranker.train()
-        for features, clicks, conversions in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
+        for features, targets in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
             optimizers.zero_grad()
-            loss = joint_loss(ranker(features), clicks, conversions, conversion_weight=fit.conversion_weight)
+            loss = joint_loss(ranker(features), targets, conversion_weight=fit.conversion_weight)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizers.step()
             total += float(loss.detach())
-        measured = validation_losses(ranker, validation)
-        validated = measured["click"] + fit.conversion_weight * measured["click_and_conversion"]
-        if not curve or validated < min(point["validation"] for point in curve):
+        measured = _validation(ranker, validation, fit)
+        if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
             best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
-        curve.append({"training": total / steps, "validation": validated, **measured})
+        curve.append({"training": total / steps, **measured})
     ranker.load_state_dict(best)
     return ranker.to("cpu").eval(), curve
 
 
-def _base_rates(training: list[Examples]) -> dict[str, float]:
-    """Return smoothed rates, so that even a tiny log has none of 0 or 1."""
-    impressions = sum(len(day.clicks) for day in training)
-    clicks = sum(float(day.clicks.sum()) for day in training)
-    conversions = sum(float(day.conversions.sum()) for day in training)
-    return {
-        "click_rate": (clicks + 1) / (impressions + 2),
-        "conversion_rate": (conversions + 1) / (clicks + 2),
-    }
-
-
-def _batches(
-    training: list[Examples], fit: Fit, generator: torch.Generator
-) -> Iterator[tuple[Features, torch.Tensor, torch.Tensor]]:
+def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> Iterator[tuple[Features, Targets]]:
     for day in training:
         order = torch.randperm(len(day.clicks), generator=generator)
         for rows in torch.split(order, fit.batch_size):
-            yield (
-                day.features.slice(rows).to(fit.device),
-                day.clicks[rows].to(fit.device),
-                day.conversions[rows].to(fit.device),
-            )
+            targets = Targets(*(column[rows].to(fit.device) for column in day.supervision.targets))
+            yield day.features.slice(rows).to(fit.device), targets
+
+
+def _validation(ranker: Ranker, days: list[Examples], fit: Fit) -> dict[str, float]:
+    """Return the loss that selects an epoch beside the losses of the tasks; empty without a mature row."""
+    measured = validation_losses(ranker, days)
+    weights = {"click": 1.0, "click_and_conversion": fit.conversion_weight}
+    total = sum(weights[task] * loss for task, loss in measured.items())
+    return {"validation": total, **measured} if measured else {}
 
 
 def validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
-    """Return the log-loss of click and of click-and-conversion over the rows of some days."""
-    sums = {"click": 0.0, "click_and_conversion": 0.0}
-    rows = 0
+    """Return the log-loss of click and of click-and-conversion over the rows that would train them.
+
+    A task without such a row has no loss.
+    """
+    sums, rows = dict.fromkeys(TASKS, 0.0), dict.fromkeys(TASKS, 0)
     for day in days:
         probabilities = predict(ranker, day.features, PREDICT_ROWS)
-        rows += len(probabilities)
-        sums["click"] += _log_loss_sum(probabilities[:, 0], day.clicks.numpy())
-        sums["click_and_conversion"] += _log_loss_sum(probabilities[:, 2], day.conversions.numpy())
-    return {name: total / rows for name, total in sums.items()}
+        clicks, conversions, *masks = (column.numpy() for column in day.supervision.targets)
+        for task, column, labels, mask in zip(TASKS, (0, 2), (clicks, conversions), masks, strict=True):
+            kept = mask > 0
+            rows[task] += int(kept.sum())
+            sums[task] += _log_loss_sum(probabilities[kept, column], labels[kept])
+    return {task: sums[task] / rows[task] for task in TASKS if rows[task]}
 
 
 def _log_loss_sum(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
     clipped = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
-    return float(-np.where(labels > 0, np.log(clipped), np.log1p(-clipped)).sum())
+    return float(-(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)).sum())
 
 
 def fit_retriever(
-    config: Config, spec: RetrieverSpec, columns: RankerSpec, training: list[Examples]
+    config: Config,
+    spec: RetrieverSpec,
+    columns: RankerSpec,
+    training: list[Examples],
+    begin: Callable[[Retriever], None] | None = None,
 ) -> tuple[Retriever, list[float]]:
     """Fit the two towers on the clicked rows; conversions among them train the second space.
 
-    Items enter a batch in proportion to their clicks, which the correction log q(item) takes back out.
+    Both count as known before the cutoff, whatever labels.immature says: the softmax takes positives alone, so a
+    conversion that is still to come is a pair less, not a wrong negative.
+    Items enter a batch in proportion to their clicks, which the correction log q(item) takes back out. `begin` sets
+    the initial weights; by default they are the seed's.
     """
     settings = config.retriever
     clicked = [(day, torch.nonzero(day.clicks).flatten()) for day in training]
@@ -206,7 +228,10 @@ def fit_retriever(
     codes = torch.from_numpy(names.rank("dense").to_numpy().astype(np.int64))
     frequency = torch.bincount(codes)[codes].float() / len(codes)
     device = device_of(config.training.device)
-    retriever = Retriever(spec).to(device)
+    retriever = Retriever(spec)
+    if begin is not None:
+        begin(retriever)
+    retriever.to(device)
     optimizers = build_optimizers(
         retriever,
         learning_rate=settings.learning_rate,

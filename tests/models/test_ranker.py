@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.experts import BODIES
 from models.inputs import Features
-from models.losses import joint_loss
+from models.losses import joint_loss, unmasked
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, load_ranker, predict, save_ranker
 from models.serialization import weights_digest
@@ -204,7 +204,7 @@ def _train(ranker: Ranker, features: Features, clicks_B: Tensor, conversions_B: 
         for rows in torch.randperm(len(features)).view(-1, 500):
             optimizers.zero_grad()
             logits_BT = ranker(features.slice(rows))
-            loss = joint_loss(logits_BT, clicks_B[rows], conversions_B[rows], conversion_weight=1.0)
+            loss = joint_loss(logits_BT, unmasked(clicks_B[rows], conversions_B[rows]), conversion_weight=1.0)
             torch.autograd.backward(loss)
             optimizers.step()
 

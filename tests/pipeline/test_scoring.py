@@ -14,7 +14,8 @@ from models.retriever import Retriever
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import examples_from, ranker_spec, retriever_spec
-from pipeline.featurize import KEPT, days_of, featurize, plan_of, run_folder
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import KEPT, days_of, featurize, run_folder
 from pipeline.ingest import ingest
 from pipeline.rank import lists_frame, rank_lists
 from pipeline.retrieve import NONE, candidates_for, make_index, popular_candidates

@@ -1,0 +1,234 @@
+"""Maturity: which impressions train which loss while their labels may still change."""
+
+import datetime as dt
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from models.losses import Targets
+from pipeline.config import Config
+from pipeline.split import Days
+
+CLICK_OPEN = "click window not over"
+LABELS_OPEN = "conversion window not over"
+LITTLE_KNOWN = "share of conversions known below labels.min_known_share"
+TASKS = ("click", "click_and_conversion")
+MIN_CONVERSIONS = 50
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+HOUR_US = 3_600_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maturity:
+    """How impressions train whose labels may still change at the cutoff; only what was known before it counts."""
+
+    immature: Literal["drop", "weight", "keep"]
+    cutoff: dt.datetime
+    conversion_window: dt.timedelta
+    """From the end of the click's window to the end of the conversion's; 0 where labels are final on receipt."""
+    min_known_share: float
+    delays_us: NDArray[np.int64]
+    """Ascending delays from click to conversion, for 'weight'; empty where no impression is weighted."""
+
+    def known_share(self, elapsed_us: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return F(elapsed), the share of conversions known in less than a time after their click: (N); 1 unfitted."""
+        if not len(self.delays_us):
+            return np.ones(len(elapsed_us))
+        return np.searchsorted(self.delays_us, elapsed_us, side="left") / len(self.delays_us)
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What the losses are told of some impressions, and how many rows each task leaves out by reason."""
+
+    targets: Targets
+    left_out: dict[str, dict[str, int]]
+
+
+def maturity_of(config: Config, examples: pl.LazyFrame, cutoff: dt.datetime) -> Maturity:
+    """Return how a configuration treats immature labels, with the delays that 'weight' is fitted on.
+
+    Args:
+        config: its table `labels`.
+        examples: the training and validation days of tables/examples.
+        cutoff: start of the first test day.
+
+    Raises:
+        ValueError: 'weight' has too few mature conversions to fit the delay on.
+    """
+    labels = config.labels
+    window = dt.timedelta(0) if _final_on_receipt(config) else labels.conversion_window
+    matures = pl.col("label_matures_at")
+    weighted = ((matures >= cutoff) & (matures - window < cutoff)).any()
+    needed = labels.immature == "weight" and examples.select(weighted).collect().item()
+    return Maturity(
+        immature=labels.immature,
+        cutoff=cutoff,
+        conversion_window=window,
+        min_known_share=labels.min_known_share,
+        delays_us=_mature_delays(examples, cutoff) if needed else np.zeros(0, np.int64),
+    )
+
+
+def _final_on_receipt(config: Config) -> bool:
+    columns = config.source.columns
+    return not config.source.streams and columns.click_known_at is None and columns.conversion_known_at is None
+
+
+def _mature_delays(examples: pl.LazyFrame, cutoff: dt.datetime) -> NDArray[np.int64]:
+    """Return the delays of conversions whose windows are over; in the others short delays are too many."""
+    found = (
+        examples.filter(pl.col("conversion") & (pl.col("conversion_known_at") < cutoff))
+        .select(
+            (pl.col("conversion_known_at") - pl.col("click_known_at")).dt.total_microseconds().alias("delay"),
+            (pl.col("label_matures_at") < cutoff).alias("mature"),
+            "date",
+        )
+        .collect()
+    )
+    delays = np.sort(found.filter("mature")["delay"].to_numpy())
+    if len(delays) < MIN_CONVERSIONS:
+        a_day = max(found.height, 1) / max(found["date"].n_unique(), 1)
+        raise ValueError(
+            f"labels.immature = 'weight' fits the delay of conversions on those whose windows ended before {cutoff}: "
+            f"{len(delays)} found, at least {MIN_CONVERSIONS} expected; set it to 'drop' or 'keep', or wait for about "
+            f"{math.ceil((MIN_CONVERSIONS - len(delays)) / a_day)} more days"
+        )
+    return delays
+
+
+def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
+    """Decide what the losses are told of some impressions (N rows).
+
+    The click loss leaves out impressions whose click window is not over. Of the click-and-conversion loss, 'drop'
+    leaves out those whose conversion window is not over either. It must not look at the outcome: keeping the
+    conversions that came early, or the impressions without a click, would train the entire space on a biased sample.
+    'weight' gives a conversion that came before its window is over the target 1 / F(cutoff - click_known_at), whose
+    mean is the final label where the delay depends on nothing else, and leaves out impressions with
+    F(cutoff - event_time) < min_known_share, again whatever their outcome. A click long after its impression may
+    have a smaller F: no target is above 1 / min_known_share. 'keep' takes what is not known for negative.
+    Source: Chapelle 2014 (delayed feedback); Yasui et al. 2020 (FSIW), here with an empirical delay.
+
+    Args:
+        frame: event_time, click_known_at, label_matures_at, and click and conversion as known before the cutoff.
+        maturity: None takes all labels as they are.
+    """
+    clicks, conversions = (frame[label].to_numpy().astype(np.float32) for label in ("click", "conversion"))
+    left_out = pl.DataFrame({task: pl.repeat(None, frame.height, dtype=pl.String, eager=True) for task in TASKS})
+    if maturity is not None and maturity.immature != "keep":
+        timed = _times(frame, maturity)
+        left_out = timed.select(_reasons(maturity))
+        conversions = (conversions * timed["weight"].to_numpy()).astype(np.float32)
+    masks = [torch.from_numpy(left_out[task].is_null().to_numpy().astype(np.float32)) for task in TASKS]
+    counts = {task: dict(left_out[task].drop_nulls().value_counts(sort=True).iter_rows()) for task in TASKS}
+    return Supervision(Targets(torch.from_numpy(clicks), torch.from_numpy(conversions), *masks), counts)
+
+
+def _times(frame: pl.DataFrame, maturity: Maturity) -> pl.DataFrame:
+    """Return which windows are open at the cutoff, the known share, and the weight of a conversion."""
+    cutoff, matures = maturity.cutoff, pl.col("label_matures_at")
+    timed = frame.select(
+        (matures - maturity.conversion_window >= cutoff).alias("click_open"),
+        (matures >= cutoff).alias("labels_open"),
+        *(
+            (cutoff - pl.col(name)).dt.total_microseconds().fill_null(0).alias(f"{name}_us")
+            for name in ("event_time", "click_known_at")
+        ),
+    )
+    of_click = maturity.known_share(timed["click_known_at_us"].to_numpy()).clip(maturity.min_known_share)
+    return timed.with_columns(
+        pl.Series("known", maturity.known_share(timed["event_time_us"].to_numpy())),
+        pl.when("labels_open").then(1 / pl.lit(pl.Series(of_click))).otherwise(1.0).alias("weight"),
+    )
+
+
+def _reasons(maturity: Maturity) -> list[pl.Expr]:
+    click = pl.when("click_open").then(pl.lit(CLICK_OPEN))
+    if maturity.immature == "drop":
+        both = click.when("labels_open").then(pl.lit(LABELS_OPEN))
+    else:
+        both = click.when(pl.col("labels_open") & (pl.col("known") < maturity.min_known_share)).then(
+            pl.lit(LITTLE_KNOWN)
+        )
+    return [click.otherwise(None).alias("click"), both.otherwise(None).alias("click_and_conversion")]
+
+
+def kept_labels(day: Supervision, task: str) -> torch.Tensor:
+    """Return the targets of the impressions that train a task: (N kept) float32."""
+    clicks, conversions, click_mask, conversion_mask = day.targets
+    if task == "click":
+        return clicks[click_mask > 0]
+    return (clicks * conversions)[conversion_mask > 0]
+
+
+def task_counts(days: list[Supervision]) -> dict[str, dict[str, Any]]:
+    """Return, for each task, its rows, their positives, the sum of their targets, and rows left out by reason."""
+    counts: dict[str, dict[str, Any]] = {}
+    for task in TASKS:
+        labels = [kept_labels(day, task) for day in days]
+        left_out: Counter[str] = Counter()
+        for day in days:
+            left_out.update(day.left_out[task])
+        counts[task] = {
+            "rows": sum(len(part) for part in labels),
+            "positives": sum(int(part.count_nonzero()) for part in labels),
+            "target_sum": sum(float(part.sum()) for part in labels),
+            "left_out": dict(left_out),
+        }
+    return counts
+
+
+def base_rates(days: list[Supervision]) -> dict[str, float]:
+    """Return the smoothed rates that a ranker starts at, of what trains it; even a tiny log has none of 0 or 1."""
+    counts = task_counts(days)
+    clicks = sum(float(day.targets.clicks_B[day.targets.conversion_mask_B > 0].sum()) for day in days)
+    conversions = min(counts["click_and_conversion"]["target_sum"], clicks)
+    return {
+        "click_rate": (counts["click"]["target_sum"] + 1) / (counts["click"]["rows"] + 2),
+        "conversion_rate": (conversions + 1) / (clicks + 2),
+    }
+
+
+def check_classes(training: list[Supervision], maturity: Maturity, days: Days) -> None:
+    """Refuse to train a task on one class.
+
+    Raises:
+        ValueError: all rows that a task trains on have the same label, or there are none.
+    """
+    for task, counts in task_counts(training).items():
+        label = "clicks" if task == "click" else "conversions"
+        if counts["positives"] in {0, counts["rows"]}:
+            raise ValueError(
+                f"training days {days.train[0]} to {days.train[-1]} hold {counts['positives']} {label} in "
+                f"{counts['rows']} rows: both classes are needed; labels.immature = '{maturity.immature}' left out "
+                f"{sum(counts['left_out'].values())} rows whose {label} were not final before {maturity.cutoff}; widen "
+                "split.train, shorten the windows of labels if they are longer than needed, correct the labels, or "
+                "let a log that is too young train with 'keep'"
+            )
+
+
+def selected_by(validation: list[Supervision]) -> str:
+    """Return the losses that select the epoch: of the tasks that the validation days have mature rows of."""
+    counts = task_counts(validation)
+    return " + ".join(task for task in TASKS if counts[task]["rows"]) or "none: the last epoch"
+
+
+def maturity_record(maturity: Maturity, training: list[Supervision], validation: list[Supervision]) -> dict[str, Any]:
+    """Return what training.json says of labels: the rule, counts of each part, and the fitted delay in hours."""
+    delays = maturity.delays_us
+    hours: list[float] = (np.quantile(delays, QUANTILES) / HOUR_US).tolist() if len(delays) else []
+    return {
+        "immature": maturity.immature,
+        "cutoff": str(maturity.cutoff),
+        "training": task_counts(training),
+        "validation": task_counts(validation),
+        "epoch_selected_by": selected_by(validation),
+        "delay_conversions": len(delays),
+        "delay_quantiles_hours": dict(zip(map(str, QUANTILES), hours, strict=False)),
+    }
