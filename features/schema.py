@@ -23,7 +23,7 @@ class Contract:
     """What a raw frame must hold: text labels become booleans, or numbers where they are named so.
 
     `matures_after` is the time from the impression after which its labels do not change any more; None where they
-    are final when the impression is received.
+    are final when the impression is received. `latest` is the moment from which a time lies in the future.
     """
 
     click: str
@@ -34,6 +34,7 @@ class Contract:
     time_unit: str
     time_zone: str
     matures_after: dt.timedelta | None = None
+    latest: dt.datetime = LATEST
 
     def label_columns(self) -> list[str]:
         """Return the source columns that the two label expressions read.
@@ -94,6 +95,15 @@ def timestamp(column: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
         text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False),
         text.str.to_datetime("%Y-%m-%d", time_unit="us", time_zone="UTC", strict=False),
     )
+
+
+def read_times(column: pl.Series, unit: str) -> pl.Series:
+    """Read times as `timestamp` does; text is tried in one format first, since each costs as much as all the rest."""
+    if column.dtype == pl.String:
+        usual = column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
+        if usual.null_count() == column.null_count():
+            return usual
+    return column.to_frame().select(timestamp(pl.col(column.name), column.dtype, unit)).to_series()
 
 
 def _from_number(number: pl.Expr, unit: str) -> pl.Expr:
@@ -178,6 +188,8 @@ def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
         ("item_id is empty", pl.col("item_id").is_null()),
         ("event_time is empty or no time", time.is_null()),
         (outside, _outside(time)),
+        ("event_time is in the future", time >= contract.latest),
+        ("received_time is in the future", pl.col("received_time") >= contract.latest),
         *(impression if "impression_id" in typed.columns else []),
         *((f"{name.removesuffix(':unread')} is no time", pl.col(name)) for name in unread),
     ]

@@ -1,52 +1,78 @@
 """Check: read a source as ingest would, and say what is in it without writing a table."""
 
+import datetime as dt
 import tempfile
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.config import Config
-from pipeline.ingest import quarantine_reasons, read_log
-from pipeline.side_tables import read_side_table
+from pipeline.draft import Draft, draft_of
+from pipeline.ingest import CLOCK_TOLERANCE, check_gates, read_side, side_files, source_files
+from pipeline.intake import quarantine_reasons
+from pipeline.workspace import Workspace
 
 
-def check(config: Config, source: Path) -> list[str]:
-    """Return lines on rows, days, rates, side tables and quarantined rows.
+def check(config: Config, source: str | Path, now: dt.datetime | None = None) -> list[str]:
+    """Return lines on rows, days, rates, side tables, quarantined rows, unattributed events and gates.
+
+    Args:
+        config: the whole configuration.
+        source: folder or URI of the files.
+        now: the moment of the check, by default the clock.
 
     Raises:
         ValueError: what would stop ingest.
     """
     lines = [f"config {config.name!r} is valid (digest {config.digest()})"]
-    known: dict[str, pl.DataFrame] = {}
-    for name, table, key in (("users", config.users, "user_id"), ("items", config.items, "item_id")):
-        if table.file is not None:
-            known[key] = read_side_table(source, table, key, config.source.time_unit, config.source.time_zone)
-            lines.append(f"{name}: {known[key].height:,} rows, {known[key].width - 1} feature columns")
-    with tempfile.TemporaryDirectory() as spill:
-        intake = read_log(config, source, Path(spill))
-        rows = pl.scan_parquet([path for paths in intake.parts.values() for path in paths])
-        found = (
-            rows.select(
-                pl.len().alias("rows"),
-                pl.col("click").mean().alias("click_rate"),
-                pl.col("conversion").filter(pl.col("click")).mean().alias("conversion_rate"),
-                pl.col("user_id").n_unique().alias("users"),
-                pl.col("item_id").n_unique().alias("items"),
-            )
-            .collect()
-            .row(0, named=True)
-        )
-        lines += [
-            (
-                f"interactions: {found['rows']:,} rows on {len(intake.parts)} days, {min(intake.parts)} to "
-                f"{max(intake.parts)}; {found['users']:,} users, {found['items']:,} items"
-            ),
-            f"click rate {found['click_rate']:.4f}, conversions per click {found['conversion_rate']:.4f}",
-            f"exact duplicates {intake.duplicates:,}; quarantined {sum(quarantine_reasons(intake).values()):,}",
-            *(f"  {reason}: {count:,}" for reason, count in quarantine_reasons(intake).items()),
-            *_without_side_row(rows, known),
-        ]
-    return lines
+    known = {f"{name[:-1]}_id": read_side(config, source, name) for name in side_files(config, source)}
+    for key, frame in known.items():
+        lines.append(f"{key[:-3]}s: {frame.height:,} rows, {frame.width - 1} feature columns")
+    latest = (now or dt.datetime.now(dt.UTC)) + CLOCK_TOLERANCE
+    with tempfile.TemporaryDirectory() as folder:
+        nowhere = Workspace(Path(folder) / "nothing")
+        draft = draft_of(config, nowhere, source_files(config, source), Path(folder), latest)
+        check_gates(config, nowhere, draft.interactions, None)
+        return [*lines, *_on_events(draft), *_on_interactions(draft, known)]
+
+
+def _on_events(draft: Draft) -> list[str]:
+    if not draft.events:
+        return []
+    kinds = ", ".join(f"{draft.notes[f'new_{kind}s']:,} {kind}s" for kind in ("impression", "click", "conversion"))
+    return [
+        f"events: {kinds}; {draft.notes['late']:,} later than labels.lateness",
+        *(f"  unattributed {reason}: {count:,}" for reason, count in draft.notes["unattributed"].items()),
+    ]
+
+
+def _on_interactions(draft: Draft, known: dict[str, pl.DataFrame]) -> list[str]:
+    lines = [
+        f"exact duplicates {draft.intake.duplicates:,}; quarantined {draft.intake.quarantined():,}",
+        *(f"  {reason}: {count:,}" for reason, count in quarantine_reasons(draft.intake).items()),
+    ]
+    if not draft.interactions:
+        return [*lines, "interactions: none"]
+    rows = pl.scan_parquet(list(draft.interactions.values()))
+    counts = rows.select(
+        pl.len().alias("rows"),
+        pl.col("click").mean().alias("click_rate"),
+        pl.col("conversion").filter(pl.col("click")).mean().alias("conversion_rate"),
+        pl.col("user_id").n_unique().alias("users"),
+        pl.col("item_id").n_unique().alias("items"),
+    )
+    found = counts.collect().row(0, named=True)
+    days = sorted(draft.interactions)
+    return [
+        (
+            f"interactions: {found['rows']:,} rows on {len(days)} days, {days[0]} to {days[-1]}; "
+            f"{found['users']:,} users, {found['items']:,} items"
+        ),
+        f"click rate {found['click_rate']:.4f}, conversions per click {found['conversion_rate'] or 0:.4f}",
+        *lines,
+        f"gates: volume, click rate and conversion rate of {len(days)} days are within bounds",
+        *_without_side_row(rows, known),
+    ]
 
 
 def _without_side_row(rows: pl.LazyFrame, known: dict[str, pl.DataFrame]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -88,10 +89,11 @@ def write_json(path: Path, values: Any) -> None:
     draft.replace(path)
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+def write_parquet(frame: pl.DataFrame, path: Path, *, row_group_rows: int | None = None) -> None:
     """Write Parquet through Python's own file, whose error tells a full disk where polars' does not."""
-    with path.open("wb") as file:
-        frame.write_parquet(file)
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", compression_level=1, row_group_size=row_group_rows)
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_json(path: Path, made_by: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pytest
 
 from pipeline import tables, threads
@@ -77,8 +78,8 @@ def _label_without_click(source: Path) -> str:
 
 
 def _day_without_rows(source: Path) -> str:
-    _day(source, 1).unlink()
-    return "source has no rows on 2026-01-02"
+    _rewrite(source, 3, lambda rows: rows.with_columns(cs.datetime() + dt.timedelta(days=9)))
+    return "source has no rows on 2026-01-05"
 
 
 def _empty_source(source: Path) -> str:
@@ -145,7 +146,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert expected in done.stderr
     assert {name: tables.version(workspace.table(name)) for name in names} == before
-    assert ingest(config, workspace, healthy).rows_out == 6000
+    assert ingest(config, workspace, healthy).notes["unchanged"] == 4
 
 
 def test_a_corrupt_gzip_is_named(healthy: Path, tmp_path: Path) -> None:
@@ -195,6 +196,7 @@ def test_a_full_disk_leaves_earlier_tables_and_the_next_run_works(
         assert _call(earlier, source, workspace).returncode == 0
     before = tables.version(workspace / "tables" / table)
     rows = tables.scan(workspace / "tables" / table).collect().height
+    _rewrite(source, 1, lambda log: log.with_columns(surface=pl.lit("home")))  # else there is nothing to ingest
     done = _on_a_full_disk(stage, source, workspace)
     assert done.returncode == 2, done.stderr
     assert "no space left to write" in done.stderr

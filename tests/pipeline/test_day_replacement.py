@@ -30,9 +30,10 @@ def test_a_part_of_a_day_does_not_replace_the_day(
     assert ingest(accepted, workspace, source).rows_out == len(log_rows) - 1
 
 
-def test_a_side_table_is_one_file(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    source = tmp_path / "sides"
-    source.mkdir()
+def test_a_side_table_is_one_file(
+    log_rows: Rows, make_config: Callable[..., Config], write_log: Callable[[str, Rows], Path], tmp_path: Path
+) -> None:
+    source = write_log("log.csv", log_rows)
     for name in ("users_a.csv", "users_b.csv"):
         (source / name).write_text("user_id\nu1\n")
     config = make_config(users={"file": "users_*.csv", "id": "user_id", "static": True})

@@ -80,7 +80,7 @@ def test_exact_duplicates_are_removed_and_counted(
     write_log("log.csv", [*log_rows, log_rows[3]])
     outcome = ingest(make_config(), workspace, write_log("log.jsonl", log_rows[:2]))
     assert (outcome.rows_in, outcome.rows_out) == (15, 12)
-    assert outcome.notes == {"duplicates": 3, "quarantined": 0, "reasons": {}}
+    assert (outcome.notes["duplicates"], outcome.notes["quarantined"], outcome.notes["reasons"]) == (3, 0, {})
     assert interactions(workspace)["impression_id"].n_unique() == 12
 
 
@@ -122,6 +122,8 @@ OUTSIDE = "event_time is outside 1990 to 2100: is source.time_unit = 'us' right?
         ({"event_time": "1767225600"}, OUTSIDE),
         ({"event_time": "9200000000000000000"}, OUTSIDE),
         ({"event_time": "2150-01-01"}, OUTSIDE),
+        ({"event_time": "2099-01-01"}, "event_time is in the future"),
+        ({"received": "2099-01-01T00:00:00Z"}, "received_time is in the future"),
         ({"received": "soon"}, "received_time is no time"),
         ({"known": "9200000000000000000"}, "click_known_at is no time"),
         ({"click": "maybe"}, "label is neither true nor false: click"),

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.schema import LATEST
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.ingest import ingest, read_log
+from pipeline.ingest import ingest
+from pipeline.labelled_log import read_log
+from pipeline.source_files import find_files
 from pipeline.workspace import Workspace
 
 Rows = list[dict[str, str]]
@@ -35,17 +38,22 @@ def versions(workspace: Workspace) -> dict[str, int]:
 
 
 def later(rows: Rows) -> Rows:
-    return [{**row, "event_time": row["event_time"].replace("2026-01", "2026-02")} for row in rows]
+    """Return the rows three days later."""
+
+    def moved(time: str) -> str:
+        return f"2026-01-0{int(time[9]) + 3}{time[10:]}"
+
+    return [{**row, "event_time": moved(row["event_time"])} for row in rows]
 
 
 BROKEN_ROWS: dict[str, Callable[[Rows], Rows]] = {
     "ceiling": lambda rows: [*rows, {**rows[0], "user_id": ""}],
     "all quarantined": lambda rows: [{**row, "user_id": ""} for row in rows],
-    "missing day": lambda rows: rows[:4] + rows[8:],
+    "missing day": lambda rows: later(later(rows)),
 }
 SECTIONS: dict[str, dict[str, object]] = {
     "all quarantined": {"source": {"max_quarantine_share": 1}},
-    "other columns": {"context": {"hour": 3}},
+    "other contract": {"context": {"hour": 3}},
     "other data set": {"name": "other"},
 }
 
@@ -70,10 +78,10 @@ def damage(source: Path, how: str) -> None:
         ),
         ("all quarantined", "12 of 12 rows are quarantined .*: no row is left"),
         ("no rows", r"source log\.\* has no rows"),
-        ("missing day", "no rows on 2026-01-02"),
+        ("missing day", r"no rows on 2026-01-04, .* \(3 days between 2026-01-03 and 2026-01-07\)"),
         ("truncated", r"log\.csv\.gz: cannot be read"),
         ("side table", r"users\.csv: row 1: age = 'nan'"),
-        ("other columns", r"keeps other days with other columns \(\['hour'\]\): use a new --workspace"),
+        ("other contract", r"of another contract \(context\.hour was False and is True\): use a new --workspace"),
         ("other data set", "holds the data set 'small', not 'other': give another --workspace"),
     ],
 )
@@ -96,34 +104,95 @@ def test_a_failed_ingest_changes_no_table_and_the_next_one_works(
         ingest(make_config(**{"users": SIDE, **sections}), workspace, source)
     assert versions(workspace) == before
     assert tables.digest(tables.scan(workspace.table("interactions")).collect()) == rows
-    assert not workspace.table(".spill").exists()
+    assert not list((workspace.root / "tables").glob(".spill*"))
     (source / "log.csv.gz").unlink(missing_ok=True)
     (source / "users.csv").write_text("user_id,age\nu0,21\n")
     write_log("log.csv", log_rows)
-    assert ingest(make_config(users=SIDE), workspace, source).rows_out == 12
+    assert ingest(make_config(users=SIDE), workspace, source).notes["unchanged"] == 1
     assert tables.scan(workspace.table("users")).collect()["age"].to_list() == [21.0]
+    assert tables.digest(tables.scan(workspace.table("interactions")).collect()) == rows
 
 
-def test_a_rerun_gives_identical_rows(ingested: tuple[Workspace, Path], make_config: Maker) -> None:
+def test_files_that_did_not_change_are_not_read_again(ingested: tuple[Workspace, Path], make_config: Maker) -> None:
     workspace, source = ingested
-    before = tables.scan(workspace.table("interactions")).collect().sort("event_time")
+    before = versions(workspace)
     outcome = ingest(make_config(users=SIDE), workspace, source)
-    after = tables.scan(workspace.table("interactions")).collect().sort("event_time")
-    assert outcome.rows_out == 12
-    assert tables.digest(after) == tables.digest(before)
+    assert (outcome.rows_in, outcome.notes["files"], outcome.notes["unchanged"]) == (0, 1, 1)
+    assert versions(workspace) == before, "nothing is committed"
+
+
+def test_a_file_with_the_same_rows_rewrites_no_day(
+    ingested: tuple[Workspace, Path], make_config: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace, source = ingested
+    before = tables.fingerprints(workspace.table("interactions"))
+    (source / "log.csv").write_text((source / "log.csv").read_text() + "\n")
+    outcome = ingest(make_config(users=SIDE), workspace, source)
+    assert (outcome.rows_in, outcome.rows_out, outcome.notes["changed_files"]) == (12, 12, ["log.csv"])
+    assert tables.fingerprints(workspace.table("interactions")) == before
+    assert "log.csv changed since it was read" in caplog.text
+    assert ingest(make_config(users=SIDE), workspace, source).notes["unchanged"] == 1, "its new bytes are recorded"
+
+
+def test_labels_that_changed_are_counted_by_day_and_only_those_days_rewritten(
+    ingested: tuple[Workspace, Path], write_log: Writer, log_rows: Rows, make_config: Maker
+) -> None:
+    workspace, source = ingested
+    before = tables.fingerprints(workspace.table("interactions"))
+    write_log("log.csv", [{**log_rows[0], "click": "1"}, *log_rows[1:]])
+    outcome = ingest(make_config(users=SIDE), workspace, source)
+    assert outcome.notes["labels_changed"] == {"2026-01-01": 1}
+    after = tables.fingerprints(workspace.table("interactions"))
+    assert [before[day] == after[day] for day in sorted(after)] == [False, True, True]
 
 
 def test_new_days_are_added_and_old_ones_stay(
     ingested: tuple[Workspace, Path], write_log: Writer, log_rows: Rows, make_config: Maker
 ) -> None:
     workspace, source = ingested
-    write_log("log.csv", later(log_rows[4:]))
-    ingest(make_config(users=SIDE), workspace, source)
-    assert [str(day) for day in tables.days(workspace.table("interactions"))] == [
-        *("2026-01-01", "2026-01-02", "2026-01-03"),
-        *("2026-02-02", "2026-02-03"),
-    ]
+    write_log("log.csv", later(log_rows[4:8]))
+    with pytest.raises(ValueError, match=r"no rows on 2026-01-04 \(1 days between 2026-01-03 and 2026-01-05\)"):
+        ingest(make_config(users=SIDE), workspace, source)
+    gap = {"accepted_empty_days": ["2026-01-04"]}
+    ingest(make_config(users=SIDE, source=gap), workspace, source)
+    days = [str(day) for day in tables.days(workspace.table("interactions"))]
+    assert days == ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-05"]
     assert tables.metadata(workspace.table("interactions"))["data_set"] == "small"
+
+
+def identified(rows: Rows) -> Rows:
+    return [{**row, "id": f"p{number}"} for number, row in enumerate(rows)]
+
+
+NAMED: dict[str, object] = {"columns": {"impression": "id"}, "max_quarantine_share": 0.5}
+
+
+def test_an_impression_of_another_day_is_quarantined(
+    write_log: Writer, log_rows: Rows, make_config: Maker, tmp_path: Path
+) -> None:
+    workspace, rows = Workspace(tmp_path / "workspace"), identified(log_rows)
+    source = write_log("log.csv", [*rows[:11], {**rows[11], "id": "p0"}])
+    outcome = ingest(make_config(source=NAMED), workspace, source)
+    assert outcome.notes["reasons"] == {"repeats an impression of another day": 1}
+    assert outcome.rows_out == 11
+    following = [{**row, "event_time": row["event_time"].replace("-03T", "-04T")} for row in rows[8:]]
+    write_log("log.csv", [*following, *({**row, "id": f"{row['id']}b"} for row in following)])
+    outcome = ingest(make_config(source=NAMED), workspace, source)
+    assert outcome.notes["reasons"] == {"repeats an impression of another day": 3}, (
+        "other days of the table keep theirs"
+    )
+    kept = tables.scan(workspace.table("interactions")).collect()
+    assert kept["impression_id"].is_unique().all()
+
+
+def test_an_impression_comes_again_after_the_windows(
+    write_log: Writer, log_rows: Rows, make_config: Maker, tmp_path: Path
+) -> None:
+    rows = identified(log_rows)
+    source = write_log("log.csv", [*rows[:11], {**rows[11], "id": "p0"}])
+    labels = {"click_window": "0h", "conversion_window": "24h"}
+    outcome = ingest(make_config(source=NAMED, labels=labels), Workspace(tmp_path / "workspace"), source)
+    assert (outcome.rows_out, outcome.notes["quarantined"]) == (12, 0)
 
 
 MANGLED = st.fixed_dictionaries(
@@ -168,7 +237,7 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(
     settings_ = {"interactions": f"log.{kind}", "max_quarantine_share": 1, "columns": columns}
     spill = tmp_path / "spill"
     spill.mkdir(exist_ok=True)
-    intake = read_log(make_config(source=settings_), source, spill)
+    intake = read_log(make_config(source=settings_), find_files(source, f"log.{kind}"), spill, LATEST)
     kept = pl.concat([pl.read_parquet(paths) for paths in intake.parts.values()])
     quarantined = sum(frame.height for frame in intake.rejected)
     assert intake.rows == len(rows) + 2

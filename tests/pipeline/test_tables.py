@@ -83,3 +83,46 @@ def test_the_digest_sees_values_order_and_types() -> None:
     others = [frame.reverse(), frame.cast(pl.Int32), frame.rename({"a": "b"}), frame.head(1)]
     assert len({tables.digest(other) for other in [frame, *others]}) == 5
     assert tables.digest(pl.concat([frame.head(1), frame.tail(1)], rechunk=False)) == tables.digest(frame)
+
+
+def test_a_fingerprint_changes_exactly_when_its_day_is_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    assert tables.fingerprints(path) == {}
+    write(path, day(1, 1), day(2, 2), day(3, 3))
+    before = tables.fingerprints(path)
+    write(path, day(2, 2))
+    after = tables.fingerprints(path)
+    assert list(after) == [dt.date(2026, 1, number) for number in (1, 2, 3)]
+    assert [before[date] == after[date] for date in after] == [True, False, True]
+
+
+def test_a_write_fails_where_another_came_since_its_basis(tmp_path: Path) -> None:
+    path, other = tmp_path / "table", tmp_path / "other"
+    nothing = tables.basis(path)
+    write(path, day(1, 1))
+    basis, dates = tables.basis(path), [dt.date(2026, 1, 2)]
+    tables.write_days(path, [day(2, 2)], dates, note=NOTE, since=basis)
+    message = "another run wrote .* at the same time: run the same command again"
+    for late in (basis, nothing):
+        with pytest.raises(ValueError, match=message):
+            tables.write_days(path, [day(3, 3)], [dt.date(2026, 1, 3)], note=NOTE, since=late)
+    tables.write_all(other, pl.DataFrame({"a": [1]}), NOTE)
+    basis = tables.basis(other)
+    tables.write_all(other, pl.DataFrame({"a": [2]}), NOTE, basis)
+    with pytest.raises(ValueError, match=message):
+        tables.write_all(other, pl.DataFrame({"a": [3]}), NOTE, basis)
+    assert (tables.version(path), tables.version(other)) == (1, 1)
+
+
+def test_a_commit_records_numbers_for_good_and_may_hold_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    assert tables.recorded(path, ["file:a"]) == {}
+    write(path, day(1, 1))
+    before = tables.fingerprints(path)
+    for number in (7, 2**60 - 1):
+        since = tables.basis(path, {"file:a": number})
+        assert tables.write_days(path, [day(1, 1).clear()], [], note={"data_set": "other"}, since=since) == 0
+    write(path, day(2, 2))
+    assert tables.recorded(path, ["file:a", "file:b"]) == {"file:a": 2**60 - 1}
+    assert tables.fingerprints(path) | before == tables.fingerprints(path)
+    assert rows(path) == [(1, -1), (1, 1), (2, -2), (2, 2)]
