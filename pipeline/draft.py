@@ -99,7 +99,7 @@ def _draft_of_events(
     windows = Windows(click=labels.click_window, conversion=labels.conversion_window, lateness=labels.lateness)
     # A killed run may have written events and not what follows from them: days without a new event count too.
     context, left_out = columns[len(SHOWN) + len(LABELS) :], workspace.table("unattributed")
-    found = attribute(log, log.touched(), windows, context, spill, _days_of_repeats(left_out))
+    found = attribute(log, log.touched(), windows, context, spill, days_of_repeats(left_out))
     changed = differing_days(table, found.interactions, columns, ORDER)
     _check_gaps(config, table, set(changed) - set(tables.days(table)))
     return Draft(
@@ -117,7 +117,7 @@ def _draft_of_events(
     )
 
 
-def _days_of_repeats(unattributed: Path) -> list[dt.date]:
+def days_of_repeats(unattributed: Path) -> list[dt.date]:
     """Return the days of which impressions were left out."""
     if not tables.exists(unattributed):
         return []

@@ -20,7 +20,7 @@ from pipeline.intake import Intake, quarantine_reasons, quarantine_table
 from pipeline.sections import SideTable, Stream
 from pipeline.side_tables import read_side_table
 from pipeline.source_files import SourceFile, find_files
-from pipeline.source_record import Survey, check_contract, contract_record, file_digests, side_digest, survey
+from pipeline.source_record import Survey, check_contract, file_digests, side_digest, survey, table_note
 from pipeline.stage import LOG, Outcome, uninterrupted
 from pipeline.workspace import Workspace
 
@@ -173,12 +173,8 @@ def _to_be(table: Path, changed: dict[dt.date, Path], first: dt.date) -> pl.Lazy
 def _commit(job: _Job, draft: Draft, sides: dict[str, pl.DataFrame]) -> None:
     """Write the tables; interactions come last, since they record that the files need not be read again."""
     fresh = job.survey.fresh()
-    note = {
-        "data_set": job.config.name,
-        "config_digest": job.config.digest(),
-        "contract": json.dumps(contract_record(job.config), sort_keys=True),
-        "files": json.dumps({name: job.survey.digests[name] for name in sorted(fresh)}),
-    }
+    files = json.dumps({name: job.survey.digests[name] for name in sorted(fresh)})
+    note = {**table_note(job.config), "files": files}
     quarantine = job.table("quarantine")
     rows = quarantine_table(job.workspace, draft.intake)
     if not tables.exists(quarantine) or not rows.equals(tables.scan(quarantine).collect().sort(rows.columns)):

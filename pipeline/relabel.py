@@ -13,8 +13,9 @@ from features.attribution import Windows
 from pipeline import tables
 from pipeline.attribute import ORDER, UNATTRIBUTED, Attributed, attribute
 from pipeline.config import Config
-from pipeline.draft import differing_days, table_schemas
+from pipeline.draft import days_of_repeats, differing_days, table_schemas
 from pipeline.event_log import DAY_ORDER, open_log
+from pipeline.source_record import table_note
 from pipeline.workspace import Workspace
 
 
@@ -47,8 +48,7 @@ def relabel(config: Config, workspace: Workspace, days: list[dt.date]) -> list[d
             changed[name] = list(differing)
             if differing:
                 frames = (pl.read_parquet(path, columns=columns) for path in differing.values())
-                note = {"data_set": config.name, "config_digest": config.digest()}
-                tables.write_days(workspace.table(name), frames, list(differing), note=note)
+                tables.write_days(workspace.table(name), frames, list(differing), note=table_note(config))
     return changed["interactions"]
 
 
@@ -61,7 +61,8 @@ def _attributed(
     if cutoff is not None:
         assert log.stored is not None, "raw events have been ingested"
         log = replace(log, stored=log.stored.filter(pl.col("received_time") < cutoff))
-    return attribute(log, days, windows, list(config.context.references()), folder)
+    repeats = days_of_repeats(workspace.table("unattributed"))
+    return attribute(log, days, windows, list(config.context.references()), folder, repeats)
 
 
 @contextmanager

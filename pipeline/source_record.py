@@ -57,6 +57,15 @@ def side_digest(files: list[SourceFile], table: SideTable) -> str:
     return hashlib.sha256(f"{[file.digest() for file in files]} {text}".encode()).hexdigest()
 
 
+def table_note(config: Config) -> dict[str, str]:
+    """Return what every commit of tables/interactions says of itself, see `check_contract`."""
+    return {
+        "data_set": config.name,
+        "config_digest": config.digest(),
+        "contract": json.dumps(contract_record(config), sort_keys=True),
+    }
+
+
 def contract_record(config: Config) -> dict[str, Any]:
     """Return what decides how a source's rows become interactions; not where they lie, nor what tunes a model."""
     source = config.source.model_dump(mode="json", include={"columns", "streams", "time_unit", "time_zone"})

@@ -135,8 +135,16 @@ def test_a_backfill_of_raw_events_attributes_them_again(simulated_source: Path, 
     tables.write_days(table, [wrong], [day], note={"data_set": "events"})
     outcome = backfill(made.config, made.workspace, made.days, day, day)
     assert outcome.notes["labels_changed"] == str(day)
+    with pytest.raises(ValueError, match="conversion_window"):
+        ingest(hasty(made.config), made.workspace, simulated_source)
     again = tables.scan(table).filter(pl.col("date") == day).collect()
     assert again.sort(order).equals(rows.select(again.columns).sort(order))
+
+
+def hasty(config: Config) -> Config:
+    """Return another contract, which a table must refuse after a backfill as it did before."""
+    labels = config.labels.model_copy(update={"conversion_window": dt.timedelta(days=1)})
+    return config.model_copy(update={"labels": labels})
 
 
 def test_a_range_without_rows_is_refused(made: Made) -> None:

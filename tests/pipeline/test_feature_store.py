@@ -17,6 +17,7 @@ from pipeline.workspace import Workspace
 
 DAYS = [dt.date(2026, 1, 1) + dt.timedelta(days=n) for n in range(5)]
 NOTE = {"data_set": "test"}
+Function = Callable[..., object]
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_a_night_that_broke_off_anywhere_is_healed_by_the_next(
 def _break_off(patch: pytest.MonkeyPatch, step: str, calls: int) -> None:
     """Let a function work some times, then break off before it does."""
     owner = tables if step == "write_days" else feature_store
-    real: Callable[..., object] = getattr(owner, step)
+    real: Function = getattr(owner, step)
     left = iter(range(calls))
 
     def counted(*arguments: object, **options: object) -> object:

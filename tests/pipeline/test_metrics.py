@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline.metrics import (
-    auc,
     METRICS,
+    auc,
     evaluate_task,
     metric_values,
     paired_difference,
