@@ -140,9 +140,7 @@ def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None
         ledger.shown[day] = _shown_digest(rows, store.plan)
         ledger.last_known[day] = _last_known(partials, day)
     _give_up(store, ledger, min(differs, default=None), rebuild)
-    write_ledger(
-        store.ledger, ledger
-    )  # before the counts: a kill between must leave nothing that only seems current
+    write_ledger(store.ledger, ledger)  # before the counts: a kill between must leave nothing that only seems current
     for name in ("partials", "actions"):
         frames = (pl.read_parquet(scratch / f"{name}-{day}.parquet") for day in stale)
         tables.write_days(store.table(name), frames, stale, note={"part": name})
