@@ -12,6 +12,7 @@ from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_store import FeatureStore, open_store, raw_day, raw_features, read_day, update
 from pipeline.leakage import refuse_label_columns
+from pipeline.source_record import check_contract
 from pipeline.split import Days, resolve_days
 from pipeline.stage import Outcome
 from pipeline.states import state_folder
@@ -34,7 +35,12 @@ KEPT = (
 
 
 def days_of(config: Config, workspace: Workspace, date: dt.date | None) -> Days:
-    """Return the days of the split for the interactions that the workspace holds."""
+    """Return the days of the split for the interactions that the workspace holds.
+
+    Raises:
+        ValueError: the workspace holds interactions of another configuration, or the split has no days.
+    """
+    check_contract(config, workspace)
     present = tables.days(workspace.table("interactions"))
     return resolve_days(config.split, present, date, config.ranking.scored_for)
 

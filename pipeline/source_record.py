@@ -82,7 +82,7 @@ def contract_record(config: Config) -> dict[str, Any]:
 
 
 def check_contract(config: Config, workspace: Workspace) -> None:
-    """Refuse to add rows to a table that holds another data set or was read by another contract.
+    """Refuse interactions of another data set, of another contract or of an earlier version.
 
     Raises:
         ValueError: it does; the message names what differs.
@@ -97,7 +97,9 @@ def check_contract(config: Config, workspace: Workspace) -> None:
             "another --workspace"
         )
     if "contract" not in note:
-        return
+        raise ValueError(
+            f"workspace {workspace.root} was written by an earlier version of counterpoise: use a new --workspace"
+        )
     before, now = _flat(json.loads(note["contract"])), _flat(contract_record(config))
     differing = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
