@@ -64,6 +64,7 @@ def day_partials(
         with known_at, for the sequences) and `entities` (users and items with an impression).
     """
     known = known_events(rows, plan)
+    assert known.is_empty() or known[KNOWN_ON].min() >= rows["date"].min(), "nothing is known before it happened"  # type: ignore[operator]
     keyed = _with_keys(known, users, items, plan)
     counts = {counter.name: partial_counts(keyed, counter) for counter in plan.counters}
     shown = known.filter(pl.col("kind") == "impression")
@@ -180,10 +181,11 @@ def user_features(
     frame = _side(ids, USER, users, state, plan)
     frame = _counted(frame, "user", state, plan)
     if plan.sequence_length:
-        names = plan.sequences()
+        nothing = pl.lit([], dtype=pl.List(pl.String))
         if state.sequences is None:
-            return frame.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias(name) for name in names)
+            return frame.with_columns(nothing.alias(name) for name in plan.sequences())
         frame = frame.join(state.sequences, on=USER, how="left", maintain_order="left")
+        frame = frame.with_columns(pl.col(name).fill_null(nothing) for name in plan.sequences())
     return frame
 
 

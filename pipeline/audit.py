@@ -13,6 +13,7 @@ from features.asof import KNOWN_FROM, Partials, day_partials, example_features, 
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_store import SHOWN, FeatureStore, open_store, raw_day, read_day
+from pipeline.ledger import read_ledger
 from pipeline.relabel import labels_known_before
 from pipeline.split import Days
 from pipeline.stage import Outcome
@@ -43,15 +44,27 @@ def audit(config: Config, workspace: Workspace, days: Days, *, sampled_days: int
         seed: of the draws.
 
     Raises:
-        ValueError: a feature differs; names it, its impression and both values.
+        ValueError: a feature differs; names it, its impression and both values. Or the store is not up to date.
     """
     store = open_store(config, workspace)
+    _check_current(store, days)
     sample = _draw(days, sampled_days, rows, seed)
     compared = 0
     for day in sample.days:
         stored = _pick(raw_day(store, day), sample)
         compared += _compare(day, _recomputed(config, workspace, store, day, stored), stored)
     return Outcome(compared, compared, {"days": ", ".join(map(str, sample.days)), "features": stored.width})
+
+
+def _check_current(store: FeatureStore, days: Days) -> None:
+    ledger, found = read_ledger(store.ledger), tables.fingerprints(store.interactions)
+    late = [day for day in found if ledger.source.get(day) != found[day]]
+    late += [day for day in days.all() if ledger.features.get(day, "") != ledger.shown.get(day)]
+    if late:
+        raise ValueError(
+            f"the features of {min(late)} were not made from the interactions that are there now: run "
+            "`counterpoise featurize` first with the same options"
+        )
 
 
 def _draw(days: Days, count: int, rows: int, seed: int) -> Sample:

@@ -36,6 +36,7 @@ from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.ledger import Ledger, read_ledger, write_ledger
+from pipeline.side_changes import keep_sides, side_change
 from pipeline.stage import progress
 from pipeline.states import nearest_state, prune_states, save_state, state_folder
 from pipeline.workspace import Workspace, write_parquet
@@ -83,7 +84,8 @@ class Updated:
 def open_store(config: Config, workspace: Workspace) -> FeatureStore:
     """Return the store of a configuration's feature plan; another plan has a store of its own."""
     plan = plan_of(config)
-    declared = f"{asdict(plan)} {config.users.model_dump()} {config.items.model_dump()}"
+    sides = [table.model_dump(exclude={"file"}) for table in (config.users, config.items)]
+    declared = f"{asdict(plan)} {sides}"
     root = workspace.root / "features" / hashlib.sha256(declared.encode()).hexdigest()[:8]
     users, items = side_frame(workspace, "users", config.users), side_frame(workspace, "items", config.items)
     return FeatureStore(root, workspace.table("interactions"), plan, users, items)
@@ -124,7 +126,11 @@ def read_day(store: FeatureStore, day: dt.date) -> pl.DataFrame:
 def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None) -> list[dt.date]:
     """Make the partial counts of changed days again, after all that depends on a difference is given up."""
     found = tables.fingerprints(store.interactions)
-    stale = sorted(day for day in found if ledger.source.get(day) != found[day] or _within(day, rebuild))
+    changed = side_change(store.root, store.interactions, {USER: store.users, ITEM: store.items})
+    if changed is not None:
+        rebuild = (min(changed, rebuild[0] if rebuild else changed), max(found))
+    gone = ledger.source.keys() - found.keys()
+    stale = sorted({*gone, *(day for day in found if ledger.source.get(day) != found[day] or _within(day, rebuild))})
     if not stale:
         return []
     scratch = store.root / ".scratch"
@@ -144,8 +150,9 @@ def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None
     for name in ("partials", "actions"):
         frames = (pl.read_parquet(scratch / f"{name}-{day}.parquet") for day in stale)
         tables.write_days(store.table(name), frames, stale, note={"part": name})
-    ledger.source |= {day: found[day] for day in stale}
+    ledger.source = {day: found.get(day, "") for day in {*ledger.source, *stale} - gone}
     write_ledger(store.ledger, ledger)
+    keep_sides(store.root, {USER: store.users, ITEM: store.items})
     shutil.rmtree(scratch)
     return stale
 

@@ -25,6 +25,7 @@ KEPT = (
     "user_id",
     "item_id",
     "event_time",
+    "received_time",
     "date",
     "click",
     "conversion",
@@ -111,8 +112,7 @@ def _copy_base(config: Config, workspace: Workspace, earlier: Path, folder: Path
 def _fit_encoder(config: Config, store: FeatureStore, days: Days, base: Encoder | None) -> Encoder:
     settings = config.features
     training = raw_features(store).filter(pl.col("date").is_in(days.train))
-    sizes = f"vocabulary-{settings.min_count}-{settings.max_ids}"
-    table = store.table(sizes)
+    table = store.table("vocabulary")
     known = tables.scan(table).collect() if tables.exists(table) else None
     vocabulary = extend(
         known,
@@ -122,7 +122,7 @@ def _fit_encoder(config: Config, store: FeatureStore, days: Days, base: Encoder 
         added_on=days.train[-1],
     )
     if known is None or vocabulary.height > known.height:
-        tables.write_all(table, vocabulary, {"part": sizes})
+        tables.write_all(table, vocabulary, {"part": "vocabulary"})
     return fit_encoder(
         training,
         store.plan,

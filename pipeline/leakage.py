@@ -37,7 +37,7 @@ def refuse_label_columns(store: FeatureStore, days: Days, encoder: Encoder) -> N
         if not (known.any() and target.any()) or target.all():
             continue
         for column in training.columns:
-            if not column.endswith(("_code", "_position")) or training.schema[column].is_nested():
+            if not column.endswith(("_code", "_position")):
                 continue
             found = auc(target, _rates(training[column], known, validation[column]))
             if found > CEILING:
@@ -57,11 +57,22 @@ def _sample(store: FeatureStore, day: dt.date, encoder: Encoder) -> pl.DataFrame
 
 
 def _rates(values: pl.Series, labels: NDArray[np.bool_], wanted: pl.Series) -> NDArray[np.float64]:
-    """Return the smoothed rate of a label by value, for the values of another day."""
-    codes, asked = values.to_numpy().astype(np.int64), wanted.to_numpy().astype(np.int64)
-    size = int(max(codes.max(), asked.max())) + 1
+    """Return the smoothed rate of a label by value, for the values of another day; of a list its highest."""
+    codes, rows = _flat(values)
+    asked, places = _flat(wanted)
+    size = int(max(codes.max(initial=0), asked.max(initial=0))) + 1
     counts = np.bincount(codes, minlength=size)
-    positives = np.bincount(codes, weights=labels, minlength=size)
+    positives = np.bincount(codes, weights=labels[rows], minlength=size)
     rates = (positives + SMOOTHING * labels.mean()) / (counts + SMOOTHING)
-    found: NDArray[np.float64] = rates[asked]
-    return found
+    highest = np.zeros(len(wanted))
+    np.maximum.at(highest, places, rates[asked])
+    return highest
+
+
+def _flat(column: pl.Series) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return codes (or bins) and the row of each; a list gives several."""
+    rows = np.arange(len(column))
+    if column.dtype == pl.List:
+        rows = np.repeat(rows, column.list.len().to_numpy().astype(np.int64))
+        column = column.explode(empty_as_null=False)
+    return column.to_numpy().astype(np.int64), rows

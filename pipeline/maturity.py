@@ -15,6 +15,7 @@ from models.losses import Targets
 from pipeline.config import Config
 from pipeline.split import Days
 
+UNRECEIVED = "received after the cutoff"
 CLICK_OPEN = "click window not over"
 LABELS_OPEN = "conversion window not over"
 LITTLE_KNOWN = "share of conversions known below labels.min_known_share"
@@ -93,8 +94,12 @@ def _mature_delays(examples: pl.LazyFrame, cutoff: dt.datetime) -> NDArray[np.in
         .collect()
     )
     delays = np.sort(found.filter("mature")["delay"].to_numpy())
+    if found.is_empty():
+        raise ValueError(
+            f"no conversion was known before {cutoff}: a joint model needs some; correct the source, or wait for them"
+        )
     if len(delays) < MIN_CONVERSIONS:
-        a_day = max(found.height, 1) / max(found["date"].n_unique(), 1)
+        a_day = found.height / found["date"].n_unique()
         raise ValueError(
             f"labels.immature = 'weight' fits the delay of conversions on those whose windows ended before {cutoff}: "
             f"{len(delays)} found, at least {MIN_CONVERSIONS} expected; set it to 'drop' or 'keep', or wait for about "
@@ -106,7 +111,8 @@ def _mature_delays(examples: pl.LazyFrame, cutoff: dt.datetime) -> NDArray[np.in
 def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
     """Decide what the losses are told of some impressions (N rows).
 
-    The click loss leaves out impressions whose click window is not over. Of the click-and-conversion loss, 'drop'
+    An impression that was received after the cutoff trains nothing. The click loss leaves out impressions whose click
+    window is not over. Of the click-and-conversion loss, 'drop'
     leaves out those whose conversion window is not over either. It must not look at the outcome: keeping the
     conversions that came early, or the impressions without a click, would train the entire space on a biased sample.
     'weight' gives a conversion that came before its window is over the target 1 / F(cutoff - click_known_at), whose
@@ -116,15 +122,17 @@ def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
     Source: Chapelle 2014 (delayed feedback); Yasui et al. 2020 (FSIW), here with an empirical delay.
 
     Args:
-        frame: event_time, click_known_at, label_matures_at, and click and conversion as known before the cutoff.
+        frame: event_time, received_time, click_known_at, label_matures_at, and click and conversion as known before
+            the cutoff.
         maturity: None takes all labels as they are.
     """
     clicks, conversions = (frame[label].to_numpy().astype(np.float32) for label in ("click", "conversion"))
     left_out = pl.DataFrame({task: pl.repeat(None, frame.height, dtype=pl.String, eager=True) for task in TASKS})
-    if maturity is not None and maturity.immature != "keep":
+    if maturity is not None:
         timed = _times(frame, maturity)
         left_out = timed.select(_reasons(maturity))
-        conversions = (conversions * timed["weight"].to_numpy()).astype(np.float32)
+        if maturity.immature != "keep":
+            conversions = (conversions * timed["weight"].to_numpy()).astype(np.float32)
     masks = [torch.from_numpy(left_out[task].is_null().to_numpy().astype(np.float32)) for task in TASKS]
     counts = {task: dict(left_out[task].drop_nulls().value_counts(sort=True).iter_rows()) for task in TASKS}
     return Supervision(Targets(torch.from_numpy(clicks), torch.from_numpy(conversions), *masks), counts)
@@ -136,6 +144,7 @@ def _times(frame: pl.DataFrame, maturity: Maturity) -> pl.DataFrame:
     timed = frame.select(
         (matures - maturity.conversion_window >= cutoff).alias("click_open"),
         (matures >= cutoff).alias("labels_open"),
+        (pl.col("received_time") >= cutoff).alias("unreceived"),
         *(
             (cutoff - pl.col(name)).dt.total_microseconds().fill_null(0).alias(f"{name}_us")
             for name in ("event_time", "click_known_at")
@@ -149,7 +158,10 @@ def _times(frame: pl.DataFrame, maturity: Maturity) -> pl.DataFrame:
 
 
 def _reasons(maturity: Maturity) -> list[pl.Expr]:
-    click = pl.when("click_open").then(pl.lit(CLICK_OPEN))
+    unreceived = pl.when("unreceived").then(pl.lit(UNRECEIVED))
+    if maturity.immature == "keep":
+        return [unreceived.otherwise(None).alias(task) for task in TASKS]
+    click = unreceived.when("click_open").then(pl.lit(CLICK_OPEN))
     if maturity.immature == "drop":
         both = click.when("labels_open").then(pl.lit(LABELS_OPEN))
     else:

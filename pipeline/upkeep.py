@@ -23,7 +23,9 @@ def audit(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     overrides: Overrides = None,
     seed: Seed = None,
     date: LastDay = None,
-    sampled_days: Annotated[int, typer.Option("--days", help="Days to recompute, the last test day included.")] = 3,
+    sampled_days: Annotated[
+        int, typer.Option("--days", min=1, help="Days to recompute, the last test day included.")
+    ] = 3,
     rows: Annotated[int, typer.Option(min=1, help="Examples to compare on each.")] = 1000,
 ) -> None:
     """Recompute sampled features from the log as it was known when their day began; any difference is an error."""

@@ -57,7 +57,7 @@ def impressions(rows: list[Row]) -> pl.DataFrame:
         conversion = None if converted is None else CUTOFF - converted
         known = [moment is not None and moment < CUTOFF for moment in (click, conversion)]
         made.append((time, time.date(), *known, click, conversion, time + CLICK_WINDOW + CONVERSION_WINDOW))
-    return pl.DataFrame(made, schema=SCHEMA, orient="row")
+    return pl.DataFrame(made, schema=SCHEMA, orient="row").with_columns(received_time=pl.col("event_time"))
 
 
 def rule(immature: Immature, delays_hours: list[float] | None = None) -> Maturity:
@@ -125,6 +125,7 @@ def test_weighted_conversions_have_the_final_rate_as_their_mean() -> None:
         pl.lit(value=True).alias("click"),
         pl.Series("conversion", final & (delays_us < ages_us)),
         pl.col("event_time").alias("click_known_at"),
+        pl.col("event_time").alias("received_time"),
         (pl.col("event_time") + CLICK_WINDOW + CONVERSION_WINDOW).alias("label_matures_at"),
     )
     found = supervise(frame, rule("weight", sorted(fitted.tolist())))
@@ -166,6 +167,15 @@ def test_labels_that_are_final_on_receipt_are_as_without_a_rule(
     assert found.left_out == expected.left_out
 
 
+@pytest.mark.parametrize("immature", ["drop", "weight", "keep"])
+def test_an_impression_received_after_the_cutoff_trains_nothing(immature: Immature) -> None:
+    frame = impressions([(30 * HOUR, None, None)] * 2)
+    late = [CUTOFF - dt.timedelta(microseconds=1), CUTOFF]
+    found = supervise(frame.with_columns(pl.Series("received_time", late, dtype=TIME)), rule(immature, [1, 2]))
+    assert masks(found) == ([1.0, 0.0], [1.0, 0.0])
+    assert found.left_out["click"] == {"received after the cutoff": 1}
+
+
 KNOWN_TIMES = {"columns": {"conversion_known_at": "known"}}
 
 
@@ -192,6 +202,12 @@ def test_too_few_mature_conversions_to_fit_a_delay_are_told_with_what_to_do(make
     expected = r"'weight' fits .* 49 found, at least 50 expected; set it to 'drop' or 'keep', or wait for about 1 more"
     with pytest.raises(ValueError, match=expected):
         maturity_of(config, _log(49), CUTOFF)
+
+
+def test_a_log_without_conversions_is_told_as_such(make_config: Callable[..., Config]) -> None:
+    config = make_config(source=KNOWN_TIMES, labels={"immature": "weight", "conversion_window": "10h"})
+    with pytest.raises(ValueError, match=r"no conversion was known before .*: a joint model needs some"):
+        maturity_of(config, impressions([(5 * HOUR, 4 * HOUR, None)] * 5).lazy(), CUTOFF)
 
 
 def _mixed() -> Supervision:

@@ -14,6 +14,7 @@ from pipeline.config import Config, load_config
 from pipeline.feature_store import open_store, raw_day
 from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.ingest import ingest
+from pipeline.ledger import read_ledger
 from pipeline.scoring import load_day
 from pipeline.workspace import Workspace
 
@@ -75,6 +76,74 @@ def test_a_user_whose_first_row_is_of_a_later_day_is_none_to_serve(run: tuple[Co
     assert rows.height > served.users.height, "the table holds two rows of most users"
     assert served.users["user_id"].n_unique() == served.users.height
     assert set(served.users["segment"].drop_nulls()) == {"s99"}
+
+
+def copied(made: tuple[Config, Workspace], root: Path) -> tuple[Config, Workspace]:
+    shutil.copytree(made[1].root, root)
+    return made[0], Workspace(root)
+
+
+def write_users(workspace: Workspace, rows: pl.DataFrame) -> None:
+    tables.write_all(workspace.table("users"), rows, {"data_set": "simulated"})
+
+
+def test_a_late_row_of_a_history_is_taken_in_from_its_day_on(run: tuple[Config, Workspace], tmp_path: Path) -> None:
+    config, workspace = copied(run, tmp_path / "workspace")
+    days = days_of(config, workspace, None)
+    rows = tables.scan(workspace.table("users")).collect().sort("user_id", "valid_from")
+    late = rows.unique("user_id", keep="first", maintain_order=True).with_columns(
+        segment=pl.lit("s77"),
+        valid_from=pl.lit(dt.datetime(2026, 1, 3, 20, tzinfo=dt.UTC)).cast(rows.schema["valid_from"]),
+    )
+    write_users(workspace, pl.concat([rows, late]))
+    outcome = featurize(config, workspace, days)
+    assert outcome.notes["days_featurized"] < len(days.all()), "days before it stay"
+    assert raw_day(open_store(config, workspace), days.test[0])["segment"].unique().to_list() == ["s77"]
+    assert audit(config, workspace, days, sampled_days=5, rows=100, seed=3).rows_out == 500
+
+
+def test_a_static_table_that_changed_is_told_and_its_features_are_made_again(
+    simulated_source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workspace = settings(), Workspace(tmp_path / "workspace")
+    ingest(config, workspace, simulated_source)
+    days = days_of(config, workspace, None)
+    featurize(config, workspace, days)
+    assert featurize(config, workspace, days).notes["days_featurized"] == 0
+    rows = tables.scan(workspace.table("users")).collect()
+    write_users(workspace, pl.concat([rows, rows.head(1).with_columns(user_id=pl.lit("new"))]))
+    assert featurize(config, workspace, days).notes["days_featurized"] == 0, "an id without impressions changes nothing"
+    write_users(workspace, rows.with_columns(segment=pl.lit("s55")))
+    assert featurize(config, workspace, days).notes["days_featurized"] == len(days.all())
+    assert "in a table that is static: features from 2026-01-01 on are made again" in caplog.text
+    assert audit(config, workspace, days, sampled_days=3, rows=100, seed=3).rows_out == 300
+
+
+def test_an_audit_of_features_that_are_not_up_to_date_says_to_make_them(
+    run: tuple[Config, Workspace], tmp_path: Path
+) -> None:
+    config, workspace = copied(run, tmp_path / "workspace")
+    days = days_of(config, workspace, None)
+    table, day = workspace.table("interactions"), days.test[0]
+    rows = tables.scan(table).filter(pl.col("date") == day).collect()
+    note = tables.metadata(table)
+    kept = {name: note[name] for name in ("data_set", "config_digest", "contract")}
+    tables.write_days(table, [rows.head(50)], [day], note=kept)
+    with pytest.raises(ValueError, match=f"the features of {day} were not made from the interactions .* featurize"):
+        audit(config, workspace, days, sampled_days=1, rows=10, seed=1)
+
+
+def test_a_day_that_vanished_counts_no_more(run: tuple[Config, Workspace], tmp_path: Path) -> None:
+    config, workspace = copied(run, tmp_path / "workspace")
+    table = workspace.table("interactions")
+    gone, *left = tables.days(table)
+    note = {name: tables.metadata(table)[name] for name in ("data_set", "config_digest", "contract")}
+    tables.write_days(table, [tables.scan(table).collect().clear()], [gone], note=note)
+    days = days_of(config, workspace, None)
+    assert days.all() == left
+    featurize(config, workspace, days)
+    assert gone not in read_ledger(open_store(config, workspace).ledger).source
+    assert audit(config, workspace, days, sampled_days=4, rows=50, seed=1).rows_out == 200
 
 
 def test_a_full_field_gives_its_tail_to_the_hash_buckets(simulated_source: Path, tmp_path: Path) -> None:
