@@ -116,7 +116,7 @@ class Labels(Section):
 
 
 class SideTable(Section):
-    """A table of users or of items with one row an id."""
+    """A table of users or of items: one row an id, or with `valid_from` one for each time from which it holds."""
 
     file: str | None = Field(default=None, description="CSV, JSONL or Parquet file, relative to --source")
     id: str = Field(description="column with the id")
