@@ -269,7 +269,9 @@ def shared_between_days(
         window = {other: kept for other, kept in window.items() if (day - other).days <= reach_days}
         others = [kept for other, kept in window.items() if touched is None or touched & {day, other}]
         if others:
-            shared.append(hashed.filter(hashed.is_in(pl.concat(others).implode())))
+            # Building a set costs more than looking things up in it.
+            few, many = sorted((hashed, pl.concat(others)), key=len)
+            shared.append(many.filter(many.is_in(few.implode())))
         window[day] = hashed
     return pl.concat(shared).unique()
 
@@ -292,7 +294,8 @@ def repeated_impressions(log: EventLog, first: dt.date, last: dt.date, span: dt.
     def on_each_day() -> Iterator[tuple[dt.date, pl.Series]]:
         for day in days:
             ids = log.read(day, ["impression_id"], "impression").select(hashed).to_series()
-            twice.append(ids.filter(ids.is_duplicated()))
+            if ids.n_unique() < len(ids):
+                twice.append(ids.filter(ids.is_duplicated()))
             yield day, ids
 
     shared = pl.concat([shared_between_days(on_each_day(), reach), *twice]).unique()

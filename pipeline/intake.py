@@ -71,7 +71,7 @@ def spill_waiting(intake: Intake) -> None:
 
 def write_spill(rows: pl.DataFrame, path: Path) -> None:
     """Write rows that are read again soon, fast rather than small."""
-    rows.write_parquet(path, compression="lz4", statistics=False)
+    rows.write_parquet(path, compression="uncompressed", statistics=False)
 
 
 def _quarantined(rejected: pl.DataFrame) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -14,6 +15,7 @@ from features.events import (
     repeat_an_impression,
     value_columns,
 )
+from features.schema import read_times, timestamp
 
 TIME = dt.datetime(2026, 1, 1, 22, 30, tzinfo=dt.UTC)
 LATEST = dt.datetime(2026, 2, 1, tzinfo=dt.UTC)
@@ -217,3 +219,28 @@ def test_an_impression_within_reach_of_one_that_comes_first_repeats_it() -> None
 def test_copies_must_agree_in_all_but_when_and_where_they_were_received() -> None:
     left_out = set(event_schema((), hour=False)) - set(value_columns(event_schema((), hour=False).to_frame()))
     assert left_out == {"received_time", "file", "row"}
+
+
+def test_damaged_times_read_the_same_whether_or_not_the_usual_format_is_tried_first() -> None:
+    damages = np.random.default_rng(7)
+    texts = [f"2026-01-{day:02}T22:30:{second:02}.120450Z" for day in range(1, 32) for second in range(60)]
+    for place in range(len(texts)):
+        at = damages.integers(len(texts[place]))
+        texts[place] = (
+            texts[place][:at] + "0179-:TZ.+ "[damages.integers(11)] + texts[place][at + damages.integers(2) :]
+        )
+    given = pl.Series("time", [*texts, None, "", "1767306600000000", "2026-01-01 22:30:00", "2026-01-01"])
+    expected = given.to_frame().select(timestamp(pl.col("time"), pl.String(), "us")).to_series()
+    assert read_times(given, "us").equals(expected, check_names=True)
+    assert 0 < expected.null_count() < len(texts)
+
+
+def test_events_are_ordered_by_kind_then_time_then_id() -> None:
+    kinds = ["impression", "click", "conversion"]
+    rows = [raw(event_id=f"e{number}", kind=kind) for number in (2, 1) for kind in ("show", "tap", "buy")]
+    events = parse_events(pl.concat([*rows, raw(event_id="e0", event_time="1991-01-01T00:00:00Z")]), contract())[0]
+    ordered = merge_copies(events)[0]
+    assert ordered.select("kind", "event_time", "event_id").equals(
+        events.select("kind", "event_time", "event_id").sort("kind", "event_time", "event_id")
+    )
+    assert ordered["kind"].unique(maintain_order=True).to_list() == sorted(kinds)
