@@ -1,7 +1,8 @@
 """Raw events to a labelled table: `counterpoise ingest` beside a plain polars job on the same files.
 
     python -m benchmarks.bench_ingest --rounds 3                      # 5 million events, Parquet and JSONL.gz
-    python -m benchmarks.bench_ingest --rounds 1 --copies 10 --formats parquet     # 50 million
+    python -m benchmarks.bench_ingest --rounds 1 --times-days 10 --formats parquet    # 50 million, ten times the days
+    python -m benchmarks.bench_ingest --rounds 1 --times-users 4 --formats parquet    # four times the events of a day
 
 The plain job reads the files with polars, drops repeated event ids, joins clicks to impressions and conversions to
 clicks by id, and writes Parquet by day: no contract, no quarantine, no windows, no knowledge times, no table. Each job
@@ -10,6 +11,7 @@ runs in a process of its own, the two in turn; CPU-seconds and peak memory are t
 
 import datetime as dt
 import gzip
+import itertools
 import multiprocessing
 import resource
 import shutil
@@ -32,13 +34,14 @@ from pipeline.workspace import Workspace
 from pipeline.world import SimulatorConfig
 
 DAYS = 14
+LARGEST_IN_MEMORY = 10_000_000
 REQUESTS_PER_DAY = 34_000  # with 10 slots and 5 % clicks about 5 million events
 STREAM = {"impression": "impression_id", "request": "request_id", "value": "value", "received_time": "received_time"}
 Measured = tuple[float, float]
 
 
-def make_source(folder: Path, copies: int, formats: list[str]) -> int:
-    """Simulate clean events; each copy is the same days of other users, one file a day and copy. Return the events."""
+def make_source(folder: Path, times_days: int, times_users: int, formats: list[str]) -> int:
+    """Simulate clean events, repeated on later days and by other users, one file a day and copy. Return the events."""
     config = SimulatorConfig(
         users=60_000,
         items=10_000,
@@ -56,14 +59,24 @@ def make_source(folder: Path, copies: int, formats: list[str]) -> int:
         if not lines:
             continue
         frame = pl.read_ndjson(lines, infer_schema_length=None)
-        for copy in range(copies):
-            ids = [pl.col(name) + f"-{copy}" for name in ("event_id", "impression_id", "request_id", "user_id")]
-            copied = frame.with_columns(ids) if copy else frame
+        for days, users in itertools.product(range(times_days), range(times_users)):
+            copied = _copy(frame, days, users)
             events += copied.height
             for form in formats:
-                _write(copied, folder / form / f"{file.name.removesuffix('.jsonl.gz')}-{copy}.{form}")
+                _write(copied, folder / form / f"{days}-{file.name.removesuffix('.jsonl.gz')}-{users}.{form}")
     shutil.rmtree(folder / "simulated")
     return events
+
+
+def _copy(frame: pl.DataFrame, days: int, users: int) -> pl.DataFrame:
+    """Return the events of other users, on days that follow the simulated ones."""
+    ids = [pl.col(name) + f"-{days}-{users}" for name in ("event_id", "impression_id", "request_id", "user_id")]
+    shift = dt.timedelta(days=days * DAYS)
+    times = [
+        (pl.col(name).str.to_datetime(time_unit="us", time_zone="UTC") + shift).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+        for name in ("event_time", "received_time")
+    ]
+    return frame.with_columns(*ids, *times)
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
@@ -146,7 +159,8 @@ def _child(job: Callable[[Path, str, Path], None], folder: Path, form: str, outp
 
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds, the two jobs in turn.")] = 3,
-    copies: Annotated[int, typer.Option(help="Times the 5 million events.")] = 1,
+    times_days: Annotated[int, typer.Option(help="Times the 14 days.")] = 1,
+    times_users: Annotated[int, typer.Option(help="Times the events of a day.")] = 1,
     formats: Annotated[list[str] | None, typer.Option(help="parquet, jsonl.gz")] = None,
 ) -> None:
     """Measure both jobs on each format and print a table."""
@@ -157,20 +171,23 @@ def main(
         table.add_column(name, justify="left" if name in {"format", "job"} else "right")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        events = make_source(folder, copies, chosen)
+        events = make_source(folder, times_days, times_users, chosen)
         for form in chosen:
-            found: dict[str, list[Measured]] = {"counterpoise": [], "plain polars": []}
+            jobs = {"plain polars": plain, "counterpoise": ours}
+            if events > LARGEST_IN_MEMORY:
+                del jobs["plain polars"]
+            found: dict[str, list[Measured]] = {name: [] for name in jobs}
             for _ in range(rounds):
-                found["plain polars"].append(_measured(plain, folder, form))
-                found["counterpoise"].append(_measured(ours, folder, form))
-            base = statistics.median(cpu for cpu, _ in found["plain polars"])
-            for job, runs in found.items():
+                for name, job in jobs.items():
+                    found[name].append(_measured(job, folder, form))
+            base = statistics.median(cpu for cpu, _ in next(iter(found.values())))
+            for name, runs in found.items():
                 cpu = statistics.median(cpu for cpu, _ in runs)
                 peak = max(peak for _, peak in runs)
                 row = (
                     form,
                     f"{events:,}",
-                    job,
+                    name,
                     f"{cpu:.1f}",
                     f"{events / cpu:,.0f}",
                     f"{peak:,.0f}",

@@ -67,6 +67,7 @@ def _night(source: Path, prepared: Path, scratch: Path, last: dt.date) -> Times:
     """Time the stages of the last day's run on a copy of a prepared workspace."""
     workspace = scratch / "night"
     shutil.copytree(prepared, workspace)
+    os.sync()  # a larger copy that is still being written would slow down the night
     _run(source, workspace, last, scratch / "summary.json")
     stages = read_json(scratch / "summary.json", "run")["stages"]
     shutil.rmtree(workspace)
