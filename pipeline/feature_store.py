@@ -44,6 +44,7 @@ from pipeline.workspace import Workspace, write_parquet
 ORDER = ("event_time", USER, ITEM, "impression_id")
 SHOWN = ("impression_id", USER, ITEM, "event_time", "date")
 KEY = "key_"
+KEPT_STATES = 8
 Window = tuple[dt.date, dt.date]
 
 
@@ -190,7 +191,7 @@ def _walk(store: FeatureStore, ledger: Ledger, missing: list[dt.date], snapshots
             shown = read_day(store, day).select(*SHOWN, *store.plan.context)
             frame = example_features(state, shown, store.users, store.items, store.plan)
             write_parquet(frame, scratch / f"{day}.parquet")
-        if day in snapshots or (last - day).days < 8 or day.toordinal() % 7 == 0:  # noqa: PLR2004  # what late days need
+        if (day in snapshots or _is_kept(day, last)) and not state_folder(store.states, day).is_dir():
             save_state(state, store.states)
         if day < last:
             state = advance_state(state, _known_on(counts, ledger, day, store.plan), store.plan)
@@ -201,9 +202,13 @@ def _walk(store: FeatureStore, ledger: Ledger, missing: list[dt.date], snapshots
         ledger.features |= {day: ledger.shown[day] for day in missing}
         write_ledger(store.ledger, ledger)
     shutil.rmtree(scratch)
-    newest = last - dt.timedelta(days=9)
-    prune_states(store.states, lambda day: day >= newest or day.toordinal() % 7 == 0 or day in snapshots)
+    prune_states(store.states, lambda day: _is_kept(day, last) or day in snapshots)
     return rows
+
+
+def _is_kept(day: dt.date, last: dt.date) -> bool:
+    """Return whether the state of a day stays: of the last days, which late impressions need, and one a week."""
+    return (last - day).days < KEPT_STATES or day.toordinal() % 7 == 0
 
 
 def _known_on(counts: dict[str, pl.LazyFrame], ledger: Ledger, day: dt.date, plan: FeaturePlan) -> Partials:

@@ -1,6 +1,7 @@
 """Featurize: raw features of each day from the feature store, the run's encoder, and its encoded examples."""
 
 import datetime as dt
+import os
 import shutil
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
         for day in days.test:
             write_parquet(labelled_day(store, day), folder / f"raw-{day}.parquet")
         for day in sorted({*days.test, days.scored_for}):
-            shutil.copytree(state_folder(store.states, day), state_folder(folder, day))
+            # links: a state's files are never written to again, and a copy of all keys a night would add up
+            shutil.copytree(state_folder(store.states, day), state_folder(folder, day), copy_function=os.link)
         read = {name: tables.version(workspace.table(name)) for name in READ if tables.exists(workspace.table(name))}
         write_json(folder / "versions.json", read)
     notes = {
