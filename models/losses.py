@@ -5,7 +5,6 @@ Shapes: B batch, T task (0 click, 1 conversion given a click).
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -23,11 +22,6 @@ class Targets(NamedTuple):
     """1 where the impression counts in the click loss, else 0."""
     conversion_mask_B: Tensor
     """1 where the impression counts in the click-and-conversion loss, else 0."""
-
-
-def unmasked(clicks_B: Tensor, conversions_B: Tensor) -> Targets:
-    """Returns targets of which every impression counts in both losses; labels are (B) float32."""
-    return Targets(clicks_B, conversions_B, torch.ones_like(clicks_B), torch.ones_like(clicks_B))
 
 
 def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:

@@ -38,8 +38,8 @@ def contract_of(config: Config, latest: dt.datetime) -> Contract:
 
 def _matures_after(config: Config) -> dt.timedelta | None:
     """Return when labels are final: on receipt, unless the log says when each became known."""
-    columns, labels = config.source.columns, config.labels
-    if columns.click_known_at is None and columns.conversion_known_at is None:
+    labels = config.labels
+    if not config.source.labels_arrive_later():
         return None
     return labels.click_window + labels.conversion_window + labels.lateness
 

@@ -64,7 +64,7 @@ def maturity_of(config: Config, examples: pl.LazyFrame, cutoff: dt.datetime) -> 
         ValueError: 'weight' has too few mature conversions to fit the delay on.
     """
     labels = config.labels
-    window = dt.timedelta(0) if _final_on_receipt(config) else labels.conversion_window
+    window = labels.conversion_window if config.source.labels_arrive_later() else dt.timedelta(0)
     matures = pl.col("label_matures_at")
     weighted = ((matures >= cutoff) & (matures - window < cutoff)).any()
     needed = labels.immature == "weight" and examples.select(weighted).collect().item()
@@ -75,11 +75,6 @@ def maturity_of(config: Config, examples: pl.LazyFrame, cutoff: dt.datetime) -> 
         min_known_share=labels.min_known_share,
         delays_us=_mature_delays(examples, cutoff) if needed else np.zeros(0, np.int64),
     )
-
-
-def _final_on_receipt(config: Config) -> bool:
-    columns = config.source.columns
-    return not config.source.streams and columns.click_known_at is None and columns.conversion_known_at is None
 
 
 def _mature_delays(examples: pl.LazyFrame, cutoff: dt.datetime) -> NDArray[np.int64]:

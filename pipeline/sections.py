@@ -85,6 +85,11 @@ class Source(Section):
     )
     accepted_empty_days: list[dt.date] = Field(default=[], description="days that are known to have no rows")
 
+    def labels_arrive_later(self) -> bool:
+        """Return whether labels become known after their impression; else they are final when it is received."""
+        columns = self.columns
+        return bool(self.streams) or columns.click_known_at is not None or columns.conversion_known_at is not None
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, zone: str) -> str:

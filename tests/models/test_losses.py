@@ -7,11 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses import Targets, joint_loss, unmasked
+from models.losses import Targets, joint_loss
 
 # One row a reachable label: nothing, a click, a click with a conversion.
 CLICKS = torch.tensor([0.0, 1.0, 1.0])
 CONVERSIONS = torch.tensor([0.0, 0.0, 1.0])
+
+
+def unmasked(clicks_B: Tensor, conversions_B: Tensor) -> Targets:
+    """Return targets of which every impression counts in both losses."""
+    return Targets(clicks_B, conversions_B, torch.ones_like(clicks_B), torch.ones_like(clicks_B))
 
 
 def _cross_entropy(p: float, label: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.experts import BODIES
 from models.inputs import Features
-from models.losses import joint_loss, unmasked
+from models.losses import Targets, joint_loss
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, load_ranker, predict, save_ranker
 from models.serialization import weights_digest
@@ -204,7 +204,9 @@ def _train(ranker: Ranker, features: Features, clicks_B: Tensor, conversions_B: 
         for rows in torch.randperm(len(features)).view(-1, 500):
             optimizers.zero_grad()
             logits_BT = ranker(features.slice(rows))
-            loss = joint_loss(logits_BT, unmasked(clicks_B[rows], conversions_B[rows]), conversion_weight=1.0)
+            everywhere_B = torch.ones_like(clicks_B[rows])
+            targets = Targets(clicks_B[rows], conversions_B[rows], everywhere_B, everywhere_B)
+            loss = joint_loss(logits_BT, targets, conversion_weight=1.0)
             torch.autograd.backward(loss)
             optimizers.step()
 
