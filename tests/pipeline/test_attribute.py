@@ -90,6 +90,18 @@ def test_a_click_and_a_conversion_reach_over_midnight(log: Log, *, named: bool) 
     assert log.unattributed() == {"w": reason}
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_conversion_that_comes_alone_restates_the_day_that_lies_both_windows_before_it(
+    log: Log, *, named: bool
+) -> None:
+    log.take(event("impression", "p", 0))
+    clicked = log.take(event("click", "c", 24, "p" if named else None))
+    assert clicked["labels_changed"] == {"2026-03-27": 1}
+    converted = log.take(event("conversion", "v", 24 + 48, "p" if named else None))
+    assert converted["labels_changed"] == {"2026-03-27": 1}
+    assert log.labels() == {"p": (True, True)}
+
+
 def test_a_window_reaches_over_a_day_of_23_hours(tmp_path: Path) -> None:
     log = Log(tmp_path, make_config(zone="Europe/Berlin"))
     log.take(event("impression", "p", 0.75), event("click", "c", 24.5, "p"))  # 23:45 on the 27th, 23:30 on the 28th
