@@ -28,9 +28,9 @@ from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import OUTPUT_OF, TASKS, impressions_of
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, run_folder, table_versions
+from pipeline.fit import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.maturity import maturity_of
 from pipeline.metrics import metric_values, paired_difference, summarise
-from pipeline.train import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.workspace import Workspace
 
 BODIES = ("single_task", "shared_bottom", "mmoe", "ple")

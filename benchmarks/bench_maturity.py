@@ -31,11 +31,11 @@ from pipeline.dataset import ranker_spec, read_examples
 from pipeline.evaluate import OUTPUT_OF, Impressions, impressions_of
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
+from pipeline.fit import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.ingest import ingest
 from pipeline.maturity import Maturity, maturity_of
 from pipeline.metrics import METRICS, Interval, metric_values, paired_difference, summarise
 from pipeline.simulate import simulate
-from pipeline.train import PREDICT_ROWS, fit_of, fit_ranker
 from pipeline.workspace import Workspace
 from pipeline.world import SimulatorConfig
 

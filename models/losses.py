@@ -24,8 +24,8 @@ class Targets(NamedTuple):
     """1 where the impression counts in the click-and-conversion loss, else 0."""
 
 
-def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:
-    """Adds the cross-entropies of click and of click-and-conversion, each over the impressions that its mask keeps.
+def task_losses(logits_BT: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Returns the cross-entropies of click and of click-and-conversion, each over the impressions its mask keeps.
 
     Logits are (B, 2) float32. Both sums are divided by the batch size, whatever the masks: a kept impression
     weighs the same in a batch that keeps few as in one that keeps all, and a batch that keeps none gives 0. A
@@ -37,4 +37,10 @@ def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float)
     both_B = targets.clicks_B * targets.conversions_B
     log_likelihood_B = both_B * space.click_and_conversion_B + (1 - both_B) * space.no_click_and_conversion_B
     click_loss = binary_cross_entropy_with_logits(logits_BT[:, 0], targets.clicks_B, weight=targets.click_mask_B)
-    return click_loss - conversion_weight * (targets.conversion_mask_B * log_likelihood_B).mean()
+    return {"click": click_loss, "click_and_conversion": -(targets.conversion_mask_B * log_likelihood_B).mean()}
+
+
+def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:
+    """Adds the losses of the tasks, click with weight 1."""
+    losses = task_losses(logits_BT, targets)
+    return losses["click"] + conversion_weight * losses["click_and_conversion"]

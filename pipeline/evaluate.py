@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.dataset import Examples, examples_from, read_examples
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.featurize import KEPT, run_folder, table_versions
+from pipeline.fit import PREDICT_ROWS
 from pipeline.list_quality import evaluate_day_lists
 from pipeline.metrics import Interval, evaluate_task, paired_difference
 from pipeline.report import write_report
@@ -27,7 +28,6 @@ from pipeline.source_files import find_files, local_folder
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.states import load_state
-from pipeline.train import PREDICT_ROWS
 from pipeline.workspace import Workspace, replaced_folder, write_json, write_parquet
 
 TASKS = ("click", "click_and_conversion", "conversion")

@@ -15,10 +15,10 @@ from pipeline.config import Config
 from pipeline.dataset import examples_from
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import KEPT, run_folder, table_versions
+from pipeline.fit import PREDICT_ROWS
 from pipeline.scoring import check_features, load_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome
-from pipeline.train import PREDICT_ROWS
 from pipeline.workspace import Workspace, read_json, write_json
 
 

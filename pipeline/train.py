@@ -1,19 +1,17 @@
 """Train: the joint ranker, the logistic-regression baseline and the two-tower retriever of a run."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from features.encoding import load_encoder
 from models.inputs import Features
-from models.losses import Targets, joint_loss
 from models.optimizer import build_optimizers
-from models.ranker import Ranker, RankerSpec, predict, save_ranker
+from models.ranker import RankerSpec, save_ranker
 from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_retriever
 from models.serialization import weights_digest
 from pipeline import tables
@@ -21,27 +19,12 @@ from pipeline.config import Config
 from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder, table_versions
-from pipeline.maturity import TASKS, base_rates, check_classes, maturity_of, maturity_record
+from pipeline.fit import fit_of, fit_ranker
+from pipeline.maturity import check_classes, maturity_of, maturity_record
 from pipeline.split import Days
 from pipeline.stage import Outcome, progress
 from pipeline.warm_start import read_beginnings
 from pipeline.workspace import Workspace, replaced_folder, write_json
-
-PREDICT_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How one ranker is fitted."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    embedding_learning_rate: float
-    weight_decay: float
-    conversion_weight: float
-    seed: int
-    device: torch.device
 
 
 def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -103,107 +86,6 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
         "epoch_selected_by": labels["epoch_selected_by"],
     }
     return Outcome(rows, rows, notes)
-
-
-def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
-    """Return how a configuration fits a ranker, at its own or at a given learning rate."""
-    training = config.training
-    return Fit(
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        learning_rate=learning_rate or training.learning_rate,
-        embedding_learning_rate=learning_rate or training.embedding_learning_rate,
-        weight_decay=training.weight_decay,
-        conversion_weight=training.conversion_weight,
-        seed=config.seed,
-        device=device_of(training.device),
-    )
-
-
-def fit_ranker(
-    spec: RankerSpec,
-    fit: Fit,
-    training: list[Examples],
-    validation: list[Examples],
-    begin: Callable[[Ranker], None] | None = None,
-) -> tuple[Ranker, list[dict[str, float]]]:
-    """Fit one ranker; days follow each other in time, rows are shuffled within a day.
-
-    `begin` sets the initial weights; by default they are the seed's, with a bias that predicts the base rates.
-
-    Returns:
-        The weights of the epoch with the lowest validation loss, and the curve of all epochs. Where no validation
-        row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
-    """
-    ranker = Ranker(spec)
-    if begin is None:
-        ranker.start_at(**base_rates([day.supervision for day in training]))
-    else:
-        begin(ranker)
-    ranker.to(fit.device)
-    optimizers = build_optimizers(
-        ranker,
-        learning_rate=fit.learning_rate,
-        embedding_learning_rate=fit.embedding_learning_rate,
-        weight_decay=fit.weight_decay,
-    )
-    generator = torch.Generator().manual_seed(fit.seed)
-    best: dict[str, torch.Tensor] = {}
-    curve: list[dict[str, float]] = []
-    steps = sum(-(-len(day.clicks) // fit.batch_size) for day in training)
-    for epoch in range(fit.epochs):
-        batches = _batches(training, fit, generator)
-        total = 0.0
-        ranker.train()
-        for features, targets in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
-            optimizers.zero_grad()
-            loss = joint_loss(ranker(features), targets, conversion_weight=fit.conversion_weight)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizers.step()
-            total += float(loss.detach())
-        measured = _validation(ranker, validation, fit)
-        if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
-            best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
-        curve.append({"training": total / steps, **measured})
-    ranker.load_state_dict(best)
-    return ranker.to("cpu").eval(), curve
-
-
-def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> Iterator[tuple[Features, Targets]]:
-    for day in training:
-        order = torch.randperm(len(day.clicks), generator=generator)
-        for rows in torch.split(order, fit.batch_size):
-            targets = Targets(*(column[rows].to(fit.device) for column in day.supervision.targets))
-            yield day.features.slice(rows).to(fit.device), targets
-
-
-def _validation(ranker: Ranker, days: list[Examples], fit: Fit) -> dict[str, float]:
-    """Return the loss that selects an epoch beside the losses of the tasks; empty without a mature row."""
-    measured = validation_losses(ranker, days)
-    weights = {"click": 1.0, "click_and_conversion": fit.conversion_weight}
-    total = sum(weights[task] * loss for task, loss in measured.items())
-    return {"validation": total, **measured} if measured else {}
-
-
-def validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
-    """Return the log-loss of click and of click-and-conversion over the rows that would train them.
-
-    A task without such a row has no loss.
-    """
-    sums, rows = dict.fromkeys(TASKS, 0.0), dict.fromkeys(TASKS, 0)
-    for day in days:
-        probabilities = predict(ranker, day.features, PREDICT_ROWS)
-        clicks, conversions, *masks = (column.numpy() for column in day.supervision.targets)
-        for task, column, labels, mask in zip(TASKS, (0, 2), (clicks, conversions), masks, strict=True):
-            kept = mask > 0
-            rows[task] += int(kept.sum())
-            sums[task] += _log_loss_sum(probabilities[kept, column], labels[kept])
-    return {task: sums[task] / rows[task] for task in TASKS if rows[task]}
-
-
-def _log_loss_sum(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    clipped = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
-    return float(-(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)).sum())
 
 
 def fit_retriever(

@@ -14,12 +14,13 @@ from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import evaluate
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
+from pipeline.fit import Fit, fit_of, fit_ranker
 from pipeline.ingest import ingest
 from pipeline.report import write_report
 from pipeline.sections import Labels
 from pipeline.split import Days
 from pipeline.stage import Outcome
-from pipeline.train import Fit, fit_of, fit_ranker, train
+from pipeline.train import train
 from pipeline.workspace import Workspace
 
 
