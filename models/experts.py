@@ -74,15 +74,15 @@ class ExpertLayers(nn.Module):
 
 
 class SingleTask(nn.Module):
-    """Gives each task a network of its own: nothing is shared."""
+    """Gives each task a network of its own; with inputs of its own too, nothing is shared."""
 
     def __init__(self, size: BodySize) -> None:
         super().__init__()
         self.networks = _experts(size, experts=size.tasks, input_width=size.input_width)
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """Maps (B, I) to (B, T, O)."""
-        output_BTD: Tensor = self.networks(x_BD)
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, I), or one input a task (B, T, I), to (B, T, O)."""
+        output_BTD: Tensor = self.networks(x)
         return output_BTD
 
 
@@ -197,8 +197,14 @@ def _mix(gates_BNE: Tensor, outputs_BED: Tensor) -> Tensor:
     return torch.bmm(gates_BNE, outputs_BED)
 
 
+def input_groups(body: str, tasks: int) -> int:
+    """Returns how many sets of embeddings a body reads: one for all tasks, or one a task."""
+    return tasks if body == "single_task" else 1
+
+
 BODIES: dict[str, Callable[[BodySize], nn.Module]] = {
     "single_task": SingleTask,
+    "shared_embedding": SingleTask,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "ple": PLE,

@@ -1,6 +1,6 @@
 """The encoded columns of a batch, and the layer that turns chosen ones into vectors.
 
-Shapes: B batch, F columns of one kind, L sequence length, D width.
+Shapes: B batch, F columns of one kind, G groups, L sequence length, D width.
 """
 
 import builtins
@@ -54,29 +54,42 @@ class Columns:
 class InputLayer(nn.Module):
     """Concatenates the embeddings of chosen columns: single-valued, then pooled, then numeric.
 
-    The embedding table belongs to the caller, since layers share it.
+    With several groups each has embeddings and curves of its own, so that a task can have its own: the table is
+    `groups` times as wide. The embedding table belongs to the caller, since layers share it.
     """
 
     columns_F: Tensor
     fields_F: Tensor
     numeric_F: Tensor
 
-    def __init__(self, columns: Columns, *, bins: int, embedding_width: int, numeric_width: int) -> None:
+    def __init__(
+        self, columns: Columns, *, bins: int, embedding_width: int, numeric_width: int, groups: int = 1
+    ) -> None:
         super().__init__()
+        self.groups = groups
         self.pooled = dict(columns.pooled)
         self.register_buffer("columns_F", _indices(columns.single.keys()), persistent=False)
         self.register_buffer("fields_F", _indices(columns.single.values()), persistent=False)
         self.register_buffer("numeric_F", _indices(columns.numeric), persistent=False)
-        self.numeric = PiecewiseLinear(features=len(columns.numeric), bins=bins, width=numeric_width)
+        self.numeric = PiecewiseLinear(features=len(columns.numeric), bins=bins, width=groups * numeric_width)
         embeddings = len(columns.single) + len(columns.pooled)
         self.width = embeddings * embedding_width + len(columns.numeric) * numeric_width
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
-        """Returns the concatenation (B, width) float32."""
+        """Returns the concatenation: (B, width) float32, with several groups (B, G, width)."""
         single_BFD = table(features.ids_BF.index_select(1, self.columns_F), fields=self.fields_F)
-        pooled = [table.pool(features.pooled[name], field=field) for name, field in self.pooled.items()]
+        pooled = [table.pool(features.pooled[name], field=field).unsqueeze(1) for name, field in self.pooled.items()]
         numeric_BFD = self.numeric(features.positions_BF.index_select(1, self.numeric_F))
-        return torch.cat([single_BFD.flatten(1), *pooled, numeric_BFD.flatten(1)], dim=1)
+        parts = [self._of_groups(part_BFD) for part_BFD in (single_BFD, *pooled, numeric_BFD)]
+        return torch.cat(parts, dim=-1)
+
+    def _of_groups(self, part_BFD: Tensor) -> Tensor:
+        """Lays the columns side by side: (B, F, G x D) to (B, F x D), or to (B, G, F x D)."""
+        if self.groups == 1:
+            return part_BFD.flatten(1)
+        rows, columns, width = part_BFD.shape
+        of_group_BFGD = part_BFD.view(rows, columns, self.groups, width // self.groups)
+        return of_group_BFGD.transpose(1, 2).flatten(2)
 
 
 def check_fields(names: Iterable[str], cardinalities: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.embedding import FusedEmbedding
 from models.entire_space import TASKS, entire_space_probabilities
-from models.experts import BODIES, PLE, BodySize, MMoE
+from models.experts import BODIES, PLE, BodySize, MMoE, input_groups
 from models.inputs import Columns, Features, InputLayer, check_fields
 from models.serialization import load_module, save_module
 from models.towers import TaskTowers
@@ -30,7 +30,7 @@ class RankerSpec:
     """All that determines a ranker's architecture and its initial weights."""
 
     body: str
-    """linear, single_task, shared_bottom, mmoe or ple."""
+    """linear, single_task, shared_embedding, shared_bottom, mmoe or ple."""
     categorical_cardinalities: dict[str, int]
     """Number of ids of each field of the embedding table."""
     numeric: list[str]
@@ -70,12 +70,11 @@ class ContextBias(nn.Module):
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         self.inputs = _input_layer(spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={}))
-        self.hidden = nn.Linear(self.inputs.width, CONTEXT_HIDDEN_WIDTH)
-        self.output = nn.Linear(CONTEXT_HIDDEN_WIDTH, TASKS)
+        self.towers = TaskTowers(tasks=TASKS, input_width=self.inputs.width, hidden=(CONTEXT_HIDDEN_WIDTH,))
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
         """Returns logits (B, T)."""
-        logits_BT: Tensor = self.output(torch.relu(self.hidden(self.inputs(features, table))))
+        logits_BT: Tensor = self.towers(self.inputs(features, table))
         return logits_BT
 
 
@@ -95,7 +94,8 @@ class DeepScorer(nn.Module):
             pooled=spec.pooled,
         )
         self.table = FusedEmbedding(
-            cardinalities=list(spec.categorical_cardinalities.values()), width=spec.embedding_width
+            cardinalities=list(spec.categorical_cardinalities.values()),
+            width=input_groups(spec.body, TASKS) * spec.embedding_width,
         )
         self.inputs = _input_layer(spec, trunk)
         self.body = BODIES[spec.body](_body_size(spec, input_width=self.inputs.width))
@@ -218,7 +218,13 @@ def _columns(spec: RankerSpec, *, single: Sequence[str], numeric: Sequence[str],
 
 
 def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
-    return InputLayer(columns, bins=spec.bins, embedding_width=spec.embedding_width, numeric_width=spec.numeric_width)
+    return InputLayer(
+        columns,
+        bins=spec.bins,
+        embedding_width=spec.embedding_width,
+        numeric_width=spec.numeric_width,
+        groups=input_groups(spec.body, TASKS),
+    )
 
 
 def _body_size(spec: RankerSpec, *, input_width: int) -> BodySize:

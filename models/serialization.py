@@ -80,7 +80,7 @@ def _read_spec_file(path: Path) -> dict[str, Any]:
 
 def _spec(spec_type: "type[Spec]", values: dict[str, Any], path: Path) -> "Spec":
     known = {field.name: field for field in fields(spec_type)}
-    required = {name for name, field in known.items() if field.default is MISSING}
+    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{path} has unknown keys {unknown}, expected {sorted(known)}: {REMEDY}")
     if missing := sorted(required - set(values)):

@@ -18,7 +18,7 @@ class TaskTowers(nn.Module):
         self.layers = ExpertLayers(experts=tasks, input_width=input_width, hidden=hidden) if hidden else nn.Identity()
         self.output = GroupedLinear(groups=tasks, input_width=[input_width, *hidden][-1], output_width=1)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Maps (B, T, D) to logits (B, T)."""
-        logits_BT1: Tensor = self.output(self.layers(x_BTD))
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, D), or the same (B, D) for all tasks, to logits (B, T)."""
+        logits_BT1: Tensor = self.output(self.layers(x))
         return logits_BT1.squeeze(-1)

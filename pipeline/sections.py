@@ -170,7 +170,7 @@ class Features(Section):
 class Model(Section):
     """The ranker's body and sizes."""
 
-    body: Literal["single_task", "shared_bottom", "mmoe", "ple"] = "ple"
+    body: Literal["single_task", "shared_embedding", "shared_bottom", "mmoe", "ple"] = "ple"
     embedding_width: Positive = 16
     numeric_width: Positive = 8
     experts: Positive = 4

@@ -244,3 +244,17 @@ def test_the_linear_body_misses_the_interaction_alone() -> None:
     (click, possible_click), (conversion, possible_conversion) = _measured("linear")
     assert click < possible_click - 0.1
     assert possible_conversion - 0.03 < conversion < possible_conversion + 0.01
+
+
+@pytest.mark.parametrize(("body", "shared"), [("single_task", False), ("shared_embedding", True)])
+def test_single_task_shares_nothing_and_shared_embedding_its_inputs(body: str, shared: bool) -> None:  # noqa: FBT001
+    ranker, features = _ranker(body), _features(20)
+    weights = [weight for _, weight in ranker.named_parameters() if weight is not ranker.bias_T]
+    reached = []
+    for task in range(2):
+        gradients = torch.autograd.grad(ranker(features)[:, task].sum(), weights, allow_unused=True)
+        reached.append(
+            [torch.zeros_like(w) if g is None else g.to_dense() for w, g in zip(weights, gradients, strict=True)]
+        )
+    both = any(bool(((a != 0) & (b != 0)).any()) for a, b in zip(*reached, strict=True))
+    assert both == shared
