@@ -157,6 +157,7 @@ def test_gates_are_given_level_by_level_and_only_by_bodies_that_have_them() -> N
     assert shapes == {
         "linear": [],
         "single_task": [],
+        "shared_embedding": [],
         "shared_bottom": [],
         "mmoe": [(5, 2, 4)],
         "ple": [(5, 3, 8), (5, 2, 8)],
