@@ -3,15 +3,18 @@
 Shapes: B batch, T task (0 click, 1 conversion given a click).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.entire_space import entire_space
 
 
-class Targets(NamedTuple):
+@dataclass(frozen=True)
+class Targets:
     """What the loss is told of each impression, each (B) float32."""
 
     clicks_B: Tensor
@@ -22,6 +25,22 @@ class Targets(NamedTuple):
     """1 where the impression counts in the click loss, else 0."""
     conversion_mask_B: Tensor
     """1 where the impression counts in the click-and-conversion loss, else 0."""
+    extra: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Label and mask of each further task by name, likewise (B)."""
+
+    def select(self, rows: Tensor, device: torch.device) -> "Targets":
+        """Returns some rows, by their numbers, on a device."""
+
+        def pick(column_B: Tensor) -> Tensor:
+            return column_B[rows].to(device)
+
+        return Targets(
+            clicks_B=pick(self.clicks_B),
+            conversions_B=pick(self.conversions_B),
+            click_mask_B=pick(self.click_mask_B),
+            conversion_mask_B=pick(self.conversion_mask_B),
+            extra={name: (pick(labels), pick(mask)) for name, (labels, mask) in self.extra.items()},
+        )
 
 
 def task_losses(logits_BT: Tensor, targets: Targets) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""The ranker: from encoded columns to the logits of click and of conversion given a click.
+"""The ranker: from encoded columns to the logits of click, of conversion given a click, and of further tasks.
 
-Shapes: B batch, N rows, T task (0 click, 1 conversion given a click), C columns, D width.
+Shapes: B batch, N rows, T task (0 click, 1 conversion given a click, then further tasks), C columns, D width,
+O outputs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from models.embedding import FusedEmbedding
 from models.entire_space import TASKS, entire_space_probabilities
 from models.experts import BODIES, PLE, BodySize, MMoE, input_groups
+from models.extra_tasks import check_spaces, extra_outputs
 from models.inputs import Columns, Features, InputLayer, check_fields
 from models.serialization import load_module, save_module
 from models.towers import TaskTowers
@@ -58,10 +60,24 @@ class RankerSpec:
     levels: int = 2
     """Extraction levels (ple)."""
     dropout: float = 0.0
+    binary_tasks: dict[str, str] = field(default_factory=dict)
+    """Further binary tasks, each with the space of its label: impression, click or conversion."""
+    value_tasks: dict[str, str] = field(default_factory=dict)
+    """Labels that are numbers, none of them negative, whose mean is predicted; each with its space."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def heads(self) -> int:
+        """Number of logits T: click, conversion given a click, binary tasks, values."""
+        return TASKS + len(self.binary_tasks) + len(self.value_tasks)
+
+    def outputs(self) -> list[str]:
+        """Returns the names of what `predict` gives, in order."""
+        binary, values = (f"p_{name}" for name in self.binary_tasks), (f"expected_{name}" for name in self.value_tasks)
+        return ["p_click", "p_conversion", "p_click_and_conversion", *binary, *values]
 
 
 class ContextBias(nn.Module):
@@ -70,7 +86,7 @@ class ContextBias(nn.Module):
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         self.inputs = _input_layer(spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={}))
-        self.towers = TaskTowers(tasks=TASKS, input_width=self.inputs.width, hidden=(CONTEXT_HIDDEN_WIDTH,))
+        self.towers = TaskTowers(tasks=spec.heads, input_width=self.inputs.width, hidden=(CONTEXT_HIDDEN_WIDTH,))
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
         """Returns logits (B, T)."""
@@ -95,11 +111,11 @@ class DeepScorer(nn.Module):
         )
         self.table = FusedEmbedding(
             cardinalities=list(spec.categorical_cardinalities.values()),
-            width=input_groups(spec.body, TASKS) * spec.embedding_width,
+            width=input_groups(spec.body, spec.heads) * spec.embedding_width,
         )
         self.inputs = _input_layer(spec, trunk)
         self.body = BODIES[spec.body](_body_size(spec, input_width=self.inputs.width))
-        self.towers = TaskTowers(tasks=TASKS, input_width=spec.hidden[-1], hidden=spec.tower)
+        self.towers = TaskTowers(tasks=spec.heads, input_width=spec.hidden[-1], hidden=spec.tower)
         self.context = ContextBias(spec) if spec.context or spec.context_numeric else None
 
     def forward(self, features: Features) -> Tensor:
@@ -120,13 +136,14 @@ class LinearScorer(nn.Module):
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
+        self.heads = spec.heads
         columns = _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
-        self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=TASKS)
-        self.inputs = InputLayer(columns, bins=spec.bins, embedding_width=TASKS, numeric_width=TASKS)
+        self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=spec.heads)
+        self.inputs = InputLayer(columns, bins=spec.bins, embedding_width=spec.heads, numeric_width=spec.heads)
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T)."""
-        weights_BCT: Tensor = self.inputs(features, self.table).unflatten(1, (-1, TASKS))
+        weights_BCT: Tensor = self.inputs(features, self.table).unflatten(1, (-1, self.heads))
         return weights_BCT.sum(1)
 
 
@@ -142,23 +159,30 @@ class Ranker(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             self.scorer = LinearScorer(spec) if spec.body == LINEAR else DeepScorer(spec)
-        self.bias_T = nn.Parameter(torch.zeros(TASKS))
+        self.bias_T = nn.Parameter(torch.zeros(spec.heads))
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T) float32; the context is part of them."""
         logits_BT: Tensor = self.scorer(features) + self.bias_T
         return logits_BT
 
-    def start_at(self, *, click_rate: float, conversion_rate: float) -> None:
-        """Sets the bias so that an untrained ranker predicts the base rates, both strictly between 0 and 1.
+    def start_at(self, *, click_rate: float, conversion_rate: float, extra: Mapping[str, float] | None = None) -> None:
+        """Sets the bias so that an untrained ranker predicts the base rates, and the mean of each value.
 
-        Without it rare tasks spend their first steps on learning that they are rare.
+        Rates are strictly between 0 and 1, means above 0; `extra` has those of further tasks within their spaces, by
+        name. Without it rare tasks spend their first steps on learning that they are rare.
         """
-        rates_T = torch.tensor([click_rate, conversion_rate], dtype=torch.float64)
-        if not bool(((rates_T > 0) & (rates_T < 1)).all()):
-            raise ValueError(f"base rates are {click_rate} and {conversion_rate}, expected both between 0 and 1")
+        binary = {name: (extra or {})[name] for name in self.spec.binary_tasks}
+        rates = {"click": click_rate, "conversion": conversion_rate, **binary}
+        means = {name: (extra or {})[name] for name in self.spec.value_tasks}
+        if wrong := {name: rate for name, rate in rates.items() if not 0 < rate < 1}:
+            raise ValueError(f"base rates are {wrong}, expected all between 0 and 1")
+        if wrong := {name: mean for name, mean in means.items() if not mean > 0}:
+            raise ValueError(f"base means are {wrong}, expected all above 0")
+        rates_T = torch.tensor(list(rates.values()), dtype=torch.float64)
+        means_T = torch.tensor(list(means.values()), dtype=torch.float64)
         with torch.no_grad():
-            self.bias_T.copy_(torch.logit(rates_T))
+            self.bias_T[: len(rates) + len(means)].copy_(torch.cat([torch.logit(rates_T), means_T.log()]))
 
     def gates(self, features: Features) -> list[Tensor]:
         """Returns the experts' weights (B, N, E) of N gates level by level; none for a body without gates."""
@@ -166,20 +190,22 @@ class Ranker(nn.Module):
 
 
 def predict(ranker: Ranker, features: Features, batch_size: int) -> NDArray[np.float32]:
-    """Returns p_click, p_conversion and p_click_and_conversion of N rows: (N, 3) float32, (0, 3) for no rows.
+    """Returns `spec.outputs()` of N rows: (N, O) float32, (0, O) for no rows.
 
     Runs in evaluation mode on the ranker's device, and leaves the ranker's mode as it was.
     """
-    device, was_training = next(ranker.parameters()).device, ranker.training
-    probabilities_N3 = np.empty((len(features), TASKS + 1), dtype=np.float32)
+    spec, device, was_training = ranker.spec, next(ranker.parameters()).device, ranker.training
+    outputs_NO = np.empty((len(features), len(spec.outputs())), dtype=np.float32)
     ranker.eval()
     with torch.inference_mode():
         for start in range(0, len(features), batch_size):
             rows = slice(start, start + batch_size)
             logits_BT = ranker(features.slice(rows).to(device))
-            probabilities_N3[rows] = entire_space_probabilities(logits_BT).cpu().numpy()
+            base_B3 = entire_space_probabilities(logits_BT[:, :TASKS])
+            extra_BX = extra_outputs(logits_BT, spec.binary_tasks, spec.value_tasks)
+            outputs_NO[rows] = torch.cat([base_B3, extra_BX], dim=1).cpu().numpy()
     ranker.train(was_training)
-    return probabilities_N3
+    return outputs_NO
 
 
 def save_ranker(ranker: Ranker, folder: Path) -> None:
@@ -193,6 +219,7 @@ def load_ranker(folder: Path) -> Ranker:
 
 
 def _check(spec: RankerSpec) -> None:
+    check_spaces(spec.binary_tasks, spec.value_tasks)
     if spec.body not in {LINEAR, *BODIES}:
         raise ValueError(f"body is {spec.body!r}, expected one of {[LINEAR, *BODIES]}")
     check_fields([*spec.single, *spec.pooled.values()], spec.categorical_cardinalities)
@@ -223,14 +250,14 @@ def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
         bins=spec.bins,
         embedding_width=spec.embedding_width,
         numeric_width=spec.numeric_width,
-        groups=input_groups(spec.body, TASKS),
+        groups=input_groups(spec.body, spec.heads),
     )
 
 
 def _body_size(spec: RankerSpec, *, input_width: int) -> BodySize:
     return BodySize(
         input_width=input_width,
-        tasks=TASKS,
+        tasks=spec.heads,
         hidden=spec.hidden,
         experts=spec.experts,
         task_experts=spec.task_experts,

@@ -101,8 +101,7 @@ def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> 
     for day in training:
         order = torch.randperm(len(day.clicks), generator=generator)
         for rows in torch.split(order, fit.batch_size):
-            targets = Targets(*(column[rows].to(fit.device) for column in day.supervision.targets))
-            yield day.features.slice(rows).to(fit.device), targets
+            yield day.features.slice(rows).to(fit.device), day.supervision.targets.select(rows, fit.device)
 
 
 def _validation(ranker: Ranker, days: list[Examples], fit: Fit) -> dict[str, float]:
@@ -121,7 +120,9 @@ def validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
     sums, rows = dict.fromkeys(TASKS, 0.0), dict.fromkeys(TASKS, 0)
     for day in days:
         probabilities = predict(ranker, day.features, PREDICT_ROWS)
-        clicks, conversions, *masks = (column.numpy() for column in day.supervision.targets)
+        targets = day.supervision.targets
+        clicks, conversions = targets.clicks_B.numpy(), targets.conversions_B.numpy()
+        masks = (targets.click_mask_B.numpy(), targets.conversion_mask_B.numpy())
         for task, column, labels, mask in zip(TASKS, (0, 2), (clicks, conversions), masks, strict=True):
             kept = mask > 0
             rows[task] += int(kept.sum())

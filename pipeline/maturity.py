@@ -168,10 +168,10 @@ def _reasons(maturity: Maturity) -> list[pl.Expr]:
 
 def kept_labels(day: Supervision, task: str) -> torch.Tensor:
     """Return the targets of the impressions that train a task: (N kept) float32."""
-    clicks, conversions, click_mask, conversion_mask = day.targets
+    targets = day.targets
     if task == "click":
-        return clicks[click_mask > 0]
-    return (clicks * conversions)[conversion_mask > 0]
+        return targets.clicks_B[targets.click_mask_B > 0]
+    return (targets.clicks_B * targets.conversions_B)[targets.conversion_mask_B > 0]
 
 
 def task_counts(days: list[Supervision]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from itertools import product
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def _cross_entropy(p: float, label: float) -> float:
 
 def _naive(logits_BT: Tensor, targets: Targets, conversion_weight: float) -> float:
     total = 0.0
-    columns = [column.tolist() for column in targets]
+    columns = [getattr(targets, field.name).tolist() for field in fields(targets) if field.name != "extra"]
     for (a, b), click, conversion, in_click, in_both in zip(logits_BT.double().numpy(), *columns, strict=True):
         p_click, p_conversion = 1 / (1 + np.exp(-a)), 1 / (1 + np.exp(-b))
         total += in_click * _cross_entropy(p_click, click)
