@@ -19,6 +19,21 @@ FALSE = ("0", "false", "f", "no", "0.0")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskLabel:
+    """The label of a task beyond click and conversion: an SQL expression over label columns."""
+
+    name: str
+    expression: str
+    number: bool
+    """Whether it is a number, not negative, or else true or false."""
+
+    @property
+    def column(self) -> str:
+        """Return the column of interactions that holds it, as a number; null where the log has none."""
+        return f"label_{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """What a raw frame must hold: text labels become booleans, or numbers where they are named so.
 
@@ -35,9 +50,10 @@ class Contract:
     time_zone: str
     matures_after: dt.timedelta | None = None
     latest: dt.datetime = LATEST
+    tasks: tuple[TaskLabel, ...] = ()
 
     def label_columns(self) -> list[str]:
-        """Return the source columns that the two label expressions read.
+        """Return the source columns that the label expressions read.
 
         Raises:
             ValueError: an expression is no SQL expression.
@@ -45,8 +61,14 @@ class Contract:
         names = [
             *parse_expression(self.click).meta.root_names(),
             *parse_expression(self.conversion).meta.root_names(),
+            *(name for task in self.tasks for name in parse_expression(task.expression).meta.root_names()),
         ]
         return sorted(set(names))
+
+    def task_numbers(self) -> set[str]:
+        """Return the source columns that the labels of tasks read as numbers."""
+        rules = [parse_expression(task.expression) for task in self.tasks if task.number]
+        return {name for rule in rules for name in rule.meta.root_names()}
 
 
 def parse_expression(text: str) -> pl.Expr:
@@ -121,7 +143,7 @@ def parse_interactions(raw: pl.DataFrame, contract: Contract) -> tuple[pl.DataFr
     Returns:
         Interactions (impression_id, user_id, item_id, event_time, received_time, date, click, conversion,
         click_known_at, conversion_known_at, label_matures_at, click_counted_at, conversion_counted_at, value,
-        context columns, file, row), and the rejected raw rows with a
+        the labels of tasks, context columns, file, row), and the rejected raw rows with a
         `reason`. Every raw row is in exactly one of them.
     """
     typed = pl.concat([_identified(raw, contract), _labels(raw, contract)], how="horizontal")
@@ -156,10 +178,9 @@ def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
 
 
 def _labels(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    columns = contract.label_columns()
+    columns, numbers = contract.label_columns(), {*contract.numeric_labels, *contract.task_numbers()}
     values = raw.select(
-        (number(pl.col(name)) if name in contract.numeric_labels else boolean(pl.col(name))).alias(name)
-        for name in columns
+        (number(pl.col(name)) if name in numbers else boolean(pl.col(name))).alias(name) for name in columns
     )
     unread = pl.concat_str(
         [pl.when(values[name].is_null()).then(pl.lit(name)) for name in columns],
@@ -167,16 +188,37 @@ def _labels(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
         ignore_nulls=True,
     )
     rules = {"click": contract.click, "conversion": contract.conversion}
+    tasks = [
+        parse_expression(task.expression).cast(pl.Float64 if task.number else pl.Boolean).cast(pl.Float64)
+        for task in contract.tasks
+    ]
     try:
         return values.select(
             *(parse_expression(rule).cast(pl.Boolean).alias(label) for label, rule in rules.items()),
+            *(label.alias(task.column) for label, task in zip(tasks, contract.tasks, strict=True)),
             unread.alias("labels:unread"),
+            _no_number(raw, values, contract).alias("tasks:unread"),
         )
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"labels {rules} cannot be computed: {reason}; name columns that hold numbers in labels.numeric"
+            f"labels {rules | {task.name: task.expression for task in contract.tasks}} cannot be computed: {reason}; "
+            "name columns that hold numbers in labels.numeric"
         ) from None
+
+
+def _no_number(raw: pl.DataFrame, values: pl.DataFrame, contract: Contract) -> pl.Series:
+    """Return the columns of number tasks that are given and are no number; null where there is none."""
+    columns = sorted(contract.task_numbers())
+    given = raw.select(pl.col(name).cast(pl.String).str.strip_chars() for name in columns)
+    named = [
+        pl.when(given[name].is_not_null() & (given[name] != "") & values[name].is_null()).then(pl.lit(name))
+        for name in columns
+    ]
+    if not named:
+        return pl.Series("tasks:unread", [None], pl.String).new_from_index(0, raw.height)
+    joined = pl.select(pl.concat_str(named, separator=", ", ignore_nulls=True).alias("found")).to_series()
+    return joined.to_frame().select(pl.when(pl.col("found") != "").then(pl.col("found"))).to_series()
 
 
 def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
@@ -184,7 +226,8 @@ def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
     time = pl.col("event_time")
     unit = f"is source.time_unit = '{contract.time_unit}' right?"
     outside = f"event_time is outside {EARLIEST.year} to {LATEST.year - 1}: {unit}"
-    unread = [name for name in typed.columns if name.endswith(":unread") and name != "labels:unread"]
+    labels = {"labels:unread", "tasks:unread"}
+    unread = [name for name in typed.columns if name.endswith(":unread") and name not in labels]
     impression = [("impression_id is empty", pl.col("impression_id").is_null())]
     rules = [
         ("user_id is empty", pl.col("user_id").is_null()),
@@ -196,13 +239,19 @@ def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
         *(impression if "impression_id" in typed.columns else []),
         *((f"{name.removesuffix(':unread')} is no time", pl.col(name)) for name in unread),
     ]
-    unlabelled = pl.col("click").is_null() | pl.col("conversion").is_null()
+    binary = ["click", "conversion", *(task.column for task in contract.tasks if not task.number)]
+    unlabelled = pl.any_horizontal(pl.col(name).is_null() for name in binary)
     named = [pl.lit("label is neither true nor false: "), pl.col("labels:unread")]
     return pl.coalesce(
         *(pl.when(broken).then(pl.lit(reason)) for reason, broken in rules),
         pl.when(unlabelled).then(pl.concat_str(named, ignore_nulls=True)),
         pl.when(pl.col("received_time") < time).then(pl.lit("received_time is before event_time")),
         pl.when(pl.col("conversion") & ~pl.col("click")).then(pl.lit("conversion without a click")),
+        pl.when(pl.col("tasks:unread").is_not_null()).then(pl.lit("label is no number: ") + pl.col("tasks:unread")),
+        *(
+            pl.when(pl.col(task.column) < 0).then(pl.lit(f"label of task {task.name} is negative"))
+            for task in contract.tasks
+        ),
     )
 
 
@@ -234,6 +283,7 @@ def _interactions(typed: pl.DataFrame, contract: Contract) -> pl.DataFrame:
         pl.when(pl.col("click")).then(click_known).alias("click_counted_at"),
         pl.when(pl.col("conversion")).then(conversion_known).alias("conversion_counted_at"),
         pl.when(pl.col("conversion")).then(pl.col("value")).alias("value"),
+        *(task.column for task in contract.tasks),
         *contract.context,
         *hour,
         *ORIGIN,

@@ -26,12 +26,12 @@ class EntireSpace(NamedTuple):
 def entire_space(logits_BT: Tensor) -> EntireSpace:
     """Chains click and conversion into their joint probability, in log space.
 
-    Takes logits (B, 2) of click and of conversion given a click. Finite logits give finite values and
-    gradients.
+    Takes logits of click and of conversion given a click in the first two columns; further ones are not read.
+    Finite logits give finite values and gradients.
     Source: ESMM, Ma et al. 2018, equation 1.
     """
-    assert logits_BT.shape[-1] == TASKS, logits_BT.shape
-    click_B, conversion_B = logits_BT.unbind(-1)
+    assert logits_BT.shape[-1] >= TASKS, logits_BT.shape
+    click_B, conversion_B = logits_BT[:, 0], logits_BT[:, 1]
     both_B = logsigmoid(click_B) + logsigmoid(conversion_B)
     return EntireSpace(logsigmoid(click_B), both_B, _log_complement(click_B, conversion_B, both_B))
 

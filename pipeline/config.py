@@ -50,7 +50,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        problems = [*_source_problems(self), *_clashes(self), *_unknown_keys(self)]
+        problems = [*_source_problems(self), *_task_problems(self), *_clashes(self), *_unknown_keys(self)]
         if self.features.item_age and self.items.available_from is None:
             problems.append("features.item_age = true needs items.available_from")
         if self.evaluation.ks[-1] > self.ranking.list_length:
@@ -111,12 +111,35 @@ def _clashes(config: Config) -> list[str]:
         *side_columns(config.items),
         *config.context.columns,
         *(["hour"] if config.context.hour is not None else []),
+        *(f"label_{name}" for name in config.labels.tasks),
     ]
     repeated = sorted({name for name in names if names.count(name) > 1})
     return [
         f"column '{name}' is declared twice or is the pipeline's own: rename it (users, items, context)"
         for name in repeated
     ]
+
+
+def _task_problems(config: Config) -> list[str]:
+    """Return what is wrong with tasks beyond click and conversion, and with the weights of the score."""
+    tasks = config.labels.tasks
+    problems = [
+        f"labels.tasks.{name} is the pipeline's own name: choose another"
+        for name in sorted(set(tasks) & {"click", "conversion", "click_and_conversion"})
+    ]
+    for name, task in tasks.items():
+        if task.label == "value" and (task.kind, task.space) != ("value", "conversion"):
+            problems.append(f"labels.tasks.{name}: label 'value' needs kind = 'value' and space = 'conversion'")
+        if task.label != "value" and config.source.streams:
+            problems.append(
+                f"labels.tasks.{name}.label = {task.label!r} reads columns of a labelled log, but the source is raw "
+                "events: expected 'value', the value of a conversion"
+            )
+    outputs = {"p_click", "p_conversion", "p_click_and_conversion"}
+    outputs |= {f"{'p' if task.kind == 'binary' else 'expected'}_{name}" for name, task in tasks.items()}
+    if strangers := sorted(set(config.ranking.weights) - outputs):
+        problems.append(f"ranking.weights names {strangers}, which are no outputs: expected some of {sorted(outputs)}")
+    return problems
 
 
 def _source_problems(config: Config) -> list[str]:

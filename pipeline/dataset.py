@@ -1,7 +1,7 @@
 """From encoded frames to the tensors that models read, and from a configuration to the models' specs."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, 
         tower=tuple(config.model.tower),
         levels=config.model.levels,
         dropout=config.model.dropout,
+        binary_tasks={name: task.space for name, task in config.labels.tasks.items() if task.kind == "binary"},
+        value_tasks={name: task.space for name, task in config.labels.tasks.items() if task.kind == "value"},
         seed=seed,
     )
 
@@ -120,8 +122,13 @@ def examples_from(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | No
         ordered.select(
             "impression_id", "user_id", "item_id", "event_time", "date", "click", "conversion", "label_matures_at"
         ),
-        supervise(ordered, maturity),
+        supervise(ordered, maturity, spec.binary_tasks, spec.value_tasks),
     )
+
+
+def without_tasks(spec: RankerSpec) -> RankerSpec:
+    """Return a spec that asks `examples_from` for no labels but click and conversion."""
+    return replace(spec, binary_tasks={}, value_tasks={})
 
 
 def device_of(choice: str) -> torch.device:

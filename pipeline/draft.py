@@ -16,7 +16,7 @@ from pipeline.attribute import LABELS, ORDER, SHOWN, UNATTRIBUTED, attribute
 from pipeline.config import Config
 from pipeline.event_log import DAY_ORDER, merge, open_log, read_streams
 from pipeline.intake import Intake, check_quarantine
-from pipeline.labelled_log import check_no_day_shrinks, count_rows, read_log
+from pipeline.labelled_log import check_no_day_shrinks, count_rows, read_log, task_labels
 from pipeline.sections import Stream
 from pipeline.source_files import SourceFile
 from pipeline.workspace import Workspace
@@ -132,13 +132,14 @@ def table_schemas(config: Config) -> dict[str, pl.Schema]:
         name: pl.Float64() if name == "value" else pl.Boolean() if name in {"click", "conversion"} else TIMESTAMP
         for name in LABELS
     }
+    tasks = {task.column: pl.Float64() for task in task_labels(config)}
     events = event_schema(tuple(config.context.columns), hour=config.context.hour is not None)
     shown = {name: events[name] for name in SHOWN}
     reasons = {"reason": pl.String(), **events}
     return {
         "events": events,
         "unattributed": pl.Schema({name: reasons[name] for name in UNATTRIBUTED}),
-        "interactions": pl.Schema({**shown, **labels, **context}),
+        "interactions": pl.Schema({**shown, **labels, **tasks, **context}),
     }
 
 

@@ -16,7 +16,8 @@ from features.encoding import encode
 from models.ranker import load_ranker, predict
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.dataset import Examples, examples_from, read_examples
+from pipeline.dataset import Examples, examples_from, read_examples, without_tasks
+from pipeline.extra_metrics import evaluate_extra
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS
@@ -78,6 +79,7 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: str | Pat
         "context_at_reference": {"tasks": _measure(config, rows, predictions["reference"])},
         "baselines": {name: {"tasks": _measure(config, rows, values)} for name, values in baselines.items()},
         "difference_to_logistic_regression": _difference(config, rows, predictions),
+        "extra_tasks": evaluate_extra(config, bundle.ranker.spec, examples, predictions["model"]),
         **_merge_days(lists),
         "counts": _counts(rows, examples, days) | _immature(workspace, folder, examples),
     }
@@ -125,7 +127,9 @@ def _at_reference(
     users, items = side_frame(workspace, "users", config.users), side_frame(workspace, "items", config.items)
     features = example_features(load_state(folder / "features", date), rows, users, items, plan)
     encoded = pl.concat([rows.select(KEPT), encode(features, bundle.encoder)], how="horizontal")
-    return predict(bundle.ranker, examples_from(encoded, bundle.ranker.spec, None).features, PREDICT_ROWS)
+    return predict(
+        bundle.ranker, examples_from(encoded, without_tasks(bundle.ranker.spec), None).features, PREDICT_ROWS
+    )
 
 
 def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Examples) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from features.vocabulary import extend
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_store import FeatureStore, open_store, raw_day, raw_features, read_day, update
+from pipeline.labelled_log import VALUE, task_labels
 from pipeline.leakage import refuse_label_columns
 from pipeline.source_record import check_contract
 from pipeline.split import Days, resolve_days
@@ -73,7 +74,7 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
         save_encoder(encoder, folder / "encoder.json")
         rows = _write_examples(config, workspace, store, days, encoder, folder / "spill")
         for day in days.test:
-            write_parquet(labelled_day(store, day), folder / f"raw-{day}.parquet")
+            write_parquet(labelled_day(config, store, day), folder / f"raw-{day}.parquet")
         for day in sorted({*days.test, days.scored_for}):
             # links: a state's files are never written to again, and a copy of all keys a night would add up
             shutil.copytree(state_folder(store.states, day), state_folder(folder, day), copy_function=os.link)
@@ -147,11 +148,18 @@ def _check_references(config: Config, encoder: Encoder) -> None:
             )
 
 
-def labelled_day(store: FeatureStore, day: dt.date) -> pl.DataFrame:
+def task_columns(config: Config) -> list[str]:
+    """Return the columns of tables/examples that hold the labels of tasks beyond click and conversion."""
+    return [f"label_{name}" for name in config.labels.tasks]
+
+
+def labelled_day(config: Config, store: FeatureStore, day: dt.date) -> pl.DataFrame:
     """Return a day's impressions with their labels as known now, context and raw features, in order."""
     rows, raw = read_day(store, day), raw_day(store, day)
     assert rows["impression_id"].equals(raw["impression_id"]), "features were made for the impressions of the day"
-    kept = rows.select(*KEPT, *store.plan.context)
+    given = {task.column for task in task_labels(config)}
+    tasks = [pl.col(name if name in given else VALUE).alias(name) for name in task_columns(config)]
+    kept = rows.select(*KEPT, *tasks, *store.plan.context)
     return pl.concat([kept, raw.drop(name for name in kept.columns if name in raw.columns)], how="horizontal")
 
 
@@ -161,8 +169,8 @@ def _write_examples(
     """Encode day by day to disk, then commit all days at once: a Delta write must not read a table meanwhile."""
     spill.mkdir()
     for day in days.all():
-        raw = labelled_day(store, day)
-        encoded = pl.concat([raw.select(KEPT), encode(raw, encoder)], how="horizontal")
+        raw = labelled_day(config, store, day)
+        encoded = pl.concat([raw.select(*KEPT, *task_columns(config)), encode(raw, encoder)], how="horizontal")
         write_parquet(encoded, spill / f"{day}.parquet")
     frames = (pl.read_parquet(spill / f"{day}.parquet") for day in days.all())
     note = {"data_set": config.name, "config_digest": config.digest()}

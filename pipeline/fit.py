@@ -1,14 +1,15 @@
 """Fit one ranker on given examples: the loop, the validation loss that keeps an epoch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.extra_tasks import extra_losses
 from models.inputs import Features
-from models.losses import Targets, joint_loss
+from models.losses import Targets, task_losses
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict
 from pipeline.config import Config
@@ -29,6 +30,8 @@ class Fit:
     embedding_learning_rate: float
     weight_decay: float
     conversion_weight: float
+    extra_weights: Mapping[str, float]
+    """Of further tasks by name; that of a value is divided by its mean, so that its unit does not matter."""
     seed: int
     device: torch.device
 
@@ -43,6 +46,7 @@ def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
         embedding_learning_rate=learning_rate or training.embedding_learning_rate,
         weight_decay=training.weight_decay,
         conversion_weight=training.conversion_weight,
+        extra_weights={name: task.weight for name, task in config.labels.tasks.items()},
         seed=config.seed,
         device=device_of(training.device),
     )
@@ -64,8 +68,10 @@ def fit_ranker(
         row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
     """
     ranker = Ranker(spec)
+    rates = base_rates([day.supervision for day in training], spec.binary_tasks, spec.value_tasks)
+    weights = loss_weights(spec, fit, rates["extra"])
     if begin is None:
-        ranker.start_at(**base_rates([day.supervision for day in training]))
+        ranker.start_at(**rates)
     else:
         begin(ranker)
     ranker.to(fit.device)
@@ -85,11 +91,12 @@ def fit_ranker(
         ranker.train()
         for features, targets in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
             optimizers.zero_grad()
-            loss = joint_loss(ranker(features), targets, conversion_weight=fit.conversion_weight)
+            losses = ranker_losses(ranker, features, targets)
+            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizers.step()
             total += float(loss.detach())
-        measured = _validation(ranker, validation, fit)
+        measured = _validation(ranker, validation, weights)
         if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
             best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
         curve.append({"training": total / steps, **measured})
@@ -104,10 +111,22 @@ def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> 
             yield day.features.slice(rows).to(fit.device), day.supervision.targets.select(rows, fit.device)
 
 
-def _validation(ranker: Ranker, days: list[Examples], fit: Fit) -> dict[str, float]:
+def ranker_losses(ranker: Ranker, features: Features, targets: Targets) -> dict[str, torch.Tensor]:
+    """Return the loss of every task on a batch, by name."""
+    spec, logits_BT = ranker.spec, ranker(features)
+    return task_losses(logits_BT, targets) | extra_losses(logits_BT, targets, spec.binary_tasks, spec.value_tasks)
+
+
+def loss_weights(spec: RankerSpec, fit: Fit, means: Mapping[str, float]) -> dict[str, float]:
+    """Return the weight of each task's loss by name; `means` are those of further tasks within their spaces."""
+    extra = {name: fit.extra_weights[name] for name in spec.binary_tasks}
+    extra |= {name: fit.extra_weights[name] / means[name] for name in spec.value_tasks}
+    return {"click": 1.0, "click_and_conversion": fit.conversion_weight, **extra}
+
+
+def _validation(ranker: Ranker, days: list[Examples], weights: Mapping[str, float]) -> dict[str, float]:
     """Return the loss that selects an epoch beside the losses of the tasks; empty without a mature row."""
-    measured = validation_losses(ranker, days)
-    weights = {"click": 1.0, "click_and_conversion": fit.conversion_weight}
+    measured = validation_losses(ranker, days) | _extra_validation_losses(ranker, days)
     total = sum(weights[task] * loss for task, loss in measured.items())
     return {"validation": total, **measured} if measured else {}
 
@@ -128,6 +147,24 @@ def validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
             rows[task] += int(kept.sum())
             sums[task] += _log_loss_sum(probabilities[kept, column], labels[kept])
     return {task: sums[task] / rows[task] for task in TASKS if rows[task]}
+
+
+def _extra_validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
+    """Return the mean loss of each further task over the rows that its mask keeps; none for a task without one."""
+    spec, device = ranker.spec, next(ranker.parameters()).device
+    names = [*spec.binary_tasks, *spec.value_tasks]
+    sums, rows = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    ranker.eval()
+    for day in days if names else []:
+        for batch in torch.split(torch.arange(len(day.clicks)), PREDICT_ROWS):
+            targets = day.supervision.targets.select(batch, device)
+            with torch.inference_mode():
+                logits_BT = ranker(day.features.slice(batch).to(device))
+                losses = extra_losses(logits_BT, targets, spec.binary_tasks, spec.value_tasks)
+            for name, value in losses.items():
+                sums[name] += float(value) * len(batch)
+                rows[name] += float(targets.extra[name][1].sum())
+    return {name: sums[name] / rows[name] for name in names if rows[name]}
 
 
 def _log_loss_sum(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:

@@ -9,7 +9,7 @@ import polars as pl
 
 from features.business_days import day_after, day_before
 from features.events import repeat_an_impression
-from features.schema import Contract, deduplicate, parse_interactions
+from features.schema import Contract, TaskLabel, deduplicate, parse_interactions
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.event_log import shared_between_days
@@ -18,6 +18,7 @@ from pipeline.readers import read_chunks
 from pipeline.source_files import SourceFile
 from pipeline.stage import progress
 
+VALUE = "value"  # the label that is the value of a conversion, which events carry too
 REPEATS_OF_ANOTHER_DAY = "repeats an impression of another day"
 
 
@@ -33,6 +34,16 @@ def contract_of(config: Config, latest: dt.datetime) -> Contract:
         time_zone=config.source.time_zone,
         matures_after=_matures_after(config),
         latest=latest,
+        tasks=task_labels(config),
+    )
+
+
+def task_labels(config: Config) -> tuple[TaskLabel, ...]:
+    """Return the tasks beyond click and conversion whose labels the log's columns give, by name."""
+    return tuple(
+        TaskLabel(name=name, expression=task.label, number=task.kind == "value")
+        for name, task in sorted(config.labels.tasks.items())
+        if task.label != VALUE
     )
 
 

@@ -3,7 +3,8 @@
 import datetime as dt
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.losses import Targets
 from pipeline.config import Config
+from pipeline.extra_targets import NONE, base_means, binary_target, check_extra, value_target
 from pipeline.split import Days
 
 UNRECEIVED = "received after the cutoff"
@@ -103,7 +105,12 @@ def _mature_delays(examples: pl.LazyFrame, cutoff: dt.datetime) -> NDArray[np.in
     return delays
 
 
-def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
+def supervise(
+    frame: pl.DataFrame,
+    maturity: Maturity | None,
+    binary_tasks: Mapping[str, str] = NONE,
+    value_tasks: Mapping[str, str] = NONE,
+) -> Supervision:
     """Decide what the losses are told of some impressions (N rows).
 
     An impression that was received after the cutoff trains nothing. The click loss leaves out impressions whose click
@@ -118,8 +125,10 @@ def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
 
     Args:
         frame: event_time, received_time, click_known_at, label_matures_at, and click and conversion as known before
-            the cutoff.
+            the cutoff; `label_<task>` of each further task.
         maturity: None takes all labels as they are.
+        binary_tasks: further tasks that are true or false, each with its space.
+        value_tasks: further tasks that are numbers, likewise.
     """
     clicks, conversions = (frame[label].to_numpy().astype(np.float32) for label in ("click", "conversion"))
     left_out = pl.DataFrame({task: pl.repeat(None, frame.height, dtype=pl.String, eager=True) for task in TASKS})
@@ -130,7 +139,10 @@ def supervise(frame: pl.DataFrame, maturity: Maturity | None) -> Supervision:
             conversions = (conversions * timed["weight"].to_numpy()).astype(np.float32)
     masks = [torch.from_numpy(left_out[task].is_null().to_numpy().astype(np.float32)) for task in TASKS]
     counts = {task: dict(left_out[task].drop_nulls().value_counts(sort=True).iter_rows()) for task in TASKS}
-    return Supervision(Targets(torch.from_numpy(clicks), torch.from_numpy(conversions), *masks), counts)
+    targets = Targets(torch.from_numpy(clicks), torch.from_numpy(conversions), masks[0], masks[1])
+    extra = {name: binary_target(frame[f"label_{name}"], space, targets) for name, space in binary_tasks.items()}
+    extra |= {name: value_target(frame[f"label_{name}"], space, targets) for name, space in value_tasks.items()}
+    return Supervision(replace(targets, extra=extra), counts)
 
 
 def _times(frame: pl.DataFrame, maturity: Maturity) -> pl.DataFrame:
@@ -191,14 +203,20 @@ def task_counts(days: list[Supervision]) -> dict[str, dict[str, Any]]:
     return counts
 
 
-def base_rates(days: list[Supervision]) -> dict[str, float]:
-    """Return the smoothed rates that a ranker starts at, of what trains it; even a tiny log has none of 0 or 1."""
+def base_rates(
+    days: list[Supervision], binary_tasks: Mapping[str, str] = NONE, value_tasks: Mapping[str, str] = NONE
+) -> dict[str, Any]:
+    """Return the smoothed rates that a ranker starts at, of what trains it; even a tiny log has none of 0 or 1.
+
+    `extra` has the mean of each further task's label within its space.
+    """
     counts = task_counts(days)
     clicks = sum(float(day.targets.clicks_B[day.targets.conversion_mask_B > 0].sum()) for day in days)
     conversions = min(counts["click_and_conversion"]["target_sum"], clicks)
     return {
         "click_rate": (counts["click"]["target_sum"] + 1) / (counts["click"]["rows"] + 2),
         "conversion_rate": (conversions + 1) / (clicks + 2),
+        "extra": base_means([day.targets for day in days], binary_tasks, value_tasks),
     }
 
 
@@ -206,8 +224,10 @@ def check_classes(training: list[Supervision], maturity: Maturity, days: Days) -
     """Refuse to train a task on one class.
 
     Raises:
-        ValueError: all rows that a task trains on have the same label, or there are none.
+        ValueError: all rows that a task trains on have the same label, or there are none; or a further task has no
+            label above 0.
     """
+    check_extra([day.targets for day in training])
     for task, counts in task_counts(training).items():
         label = "clicks" if task == "click" else "conversions"
         if counts["positives"] in {0, counts["rows"]}:

@@ -12,7 +12,7 @@ from features.encoding import encode, load_encoder
 from models.ranker import predict
 from pipeline import tracking
 from pipeline.config import Config
-from pipeline.dataset import examples_from
+from pipeline.dataset import examples_from, without_tasks
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS
@@ -72,7 +72,7 @@ def log_loss_on_test_days(config: Config, folder: Path, days: Days, model: Path,
     for day in days.test:
         raw = pl.read_parquet(folder / "features" / f"raw-{day}.parquet")
         encoded = pl.concat([raw.select(KEPT), encode(raw, bundle.encoder)], how="horizontal")
-        examples = examples_from(encoded, bundle.ranker.spec, None)
+        examples = examples_from(encoded, without_tasks(bundle.ranker.spec), None)
         predicted = predict(bundle.ranker, examples.features, PREDICT_ROWS)[:, 2].astype(np.float64)
         clipped = np.clip(predicted, 1e-12, 1 - 1e-12)
         labels = examples.conversions.numpy() > 0

@@ -101,12 +101,26 @@ class Source(Section):
         return zone
 
 
+class Task(Section):
+    """A task beyond click and conversion, that the joint model predicts too."""
+
+    label: str = Field(description="SQL expression over label columns, or 'value': the value of a conversion")
+    kind: Literal["binary", "value"] = Field(default="binary", description="true or false, or a number's mean")
+    space: Literal["impression", "click", "conversion"] = Field(
+        default="impression", description="where the label exists"
+    )
+    weight: Rate = Field(default=1.0, description="weight of its loss; that of a number is divided by its mean")
+
+
 class Labels(Section):
     """What counts as a click and as a conversion, as SQL expressions over label columns."""
 
     click: str = Field(default="click", description="boolean expression, such as is_click")
     conversion: str = Field(default="conversion", description="such as long_view AND is_click")
     numeric: list[str] = Field(default=[], description="label columns that hold numbers, such as a rating")
+    tasks: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Task] = Field(
+        default={}, description="further tasks by name, such as like or watch_time"
+    )
     click_window: Duration = Field(default=dt.timedelta(hours=1), description="longest time to a click: '1h'")
     conversion_window: Duration = Field(default=dt.timedelta(days=7), description="from the click on: '7d'")
     lateness: Duration = Field(default=dt.timedelta(hours=1), description="how late events usually arrive: '1h'")
@@ -225,10 +239,11 @@ class Ranking(Section):
     """Lists for every user."""
 
     list_length: Positive = 50
-    weights: dict[Literal["p_click", "p_conversion", "p_click_and_conversion"], float] = Field(
+    weights: dict[str, float] = Field(
         default={"p_click_and_conversion": 1.0},
         min_length=1,
-        description="score = weighted sum of probabilities",
+        description="score = weighted sum of outputs: p_click, p_conversion, p_click_and_conversion, p_<task>, "
+        "expected_<task>",
     )
     scored_for: dt.date | None = Field(default=None, description="default: the day after the last test day")
 

@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it: raw features in, three probabilities out.
+"""The registered model as MLflow loads it: raw features in, probabilities out.
 
 MLflow runs this file when a model is loaded (models from code), so nothing is pickled. It and pipeline/tracking.py
 are the only files that import mlflow.
@@ -16,7 +16,6 @@ from models.ranker import load_ranker, predict
 from pipeline.dataset import tensors
 
 BATCH_ROWS = 16_384
-OUTPUTS = ("p_click", "p_conversion", "p_click_and_conversion")
 
 
 class RankerModel(PythonModel):  # type: ignore[misc]
@@ -29,7 +28,7 @@ class RankerModel(PythonModel):  # type: ignore[misc]
         self.ranker = load_ranker(folder / "ranker")
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Return p_click, p_conversion and p_click_and_conversion of each row as a data frame.
+        """Return p_click, p_conversion, p_click_and_conversion and the outputs of further tasks as a data frame.
 
         Args:
             context: MLflow's, not used after loading.
@@ -44,7 +43,7 @@ class RankerModel(PythonModel):  # type: ignore[misc]
         absent = [pl.lit(None, kind).alias(name) for name, kind in optional.items() if name not in given.columns]
         codes = encode(given.with_columns(absent), self.encoder)
         features = tensors(codes, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled))
-        return pl.DataFrame(predict(self.ranker, features, BATCH_ROWS), schema=list(OUTPUTS)).to_pandas()
+        return pl.DataFrame(predict(self.ranker, features, BATCH_ROWS), schema=spec.outputs()).to_pandas()
 
 
 set_model(RankerModel())

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.labelled_log import task_labels
 from pipeline.sections import SideTable
 from pipeline.source_files import SourceFile
 from pipeline.workspace import Workspace
@@ -74,9 +75,10 @@ def contract_record(config: Config) -> dict[str, Any]:
         source["columns"] = None
     labels = {"click_window", "conversion_window", "lateness"}
     labels |= set() if streams else {"click", "conversion", "numeric"}
+    tasks = {task.name: [task.expression, task.number] for task in task_labels(config)}
     return {
         "source": {**source, "streams": sorted(streams, key=json.dumps)},
-        "labels": config.labels.model_dump(mode="json", include=labels),
+        "labels": config.labels.model_dump(mode="json", include=labels) | ({"tasks": tasks} if tasks else {}),
         "context": {"columns": sorted(config.context.columns), "hour": config.context.hour is not None},
     }
 

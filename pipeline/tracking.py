@@ -97,7 +97,7 @@ def signature(spec: RankerSpec, encoder: Encoder) -> ModelSignature:
         *(ColSpec(DataType.double, name, required=False) for name in spec.numeric),
         *(ColSpec(Array(DataType.string), name, required=False) for name in encoder.lists),
     ]
-    outputs = [ColSpec(DataType.float, name) for name in ("p_click", "p_conversion", "p_click_and_conversion")]
+    outputs = [ColSpec(DataType.float, name) for name in spec.outputs()]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 

@@ -221,7 +221,8 @@ def _mixed() -> Supervision:
 
 
 def test_base_rates_are_of_the_rows_that_train() -> None:
-    assert base_rates([_mixed()]) == {"click_rate": (3 + 1) / (6 + 2), "conversion_rate": (1 + 1) / (2 + 2)}
+    rates = {"click_rate": (3 + 1) / (6 + 2), "conversion_rate": (1 + 1) / (2 + 2)}
+    assert base_rates([_mixed()]) == {**rates, "extra": {}}
 
 
 def test_a_base_rate_of_weighted_conversions_stays_below_one() -> None:

@@ -1,0 +1,82 @@
+"""Targets of tasks beyond click and conversion: labels within their spaces, masks, and where training starts.
+
+A label stands in column `label_<task>` of tables/examples as a number, null where the log does not give it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+import polars as pl
+import torch
+
+from models.losses import Targets
+
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def binary_target(column: pl.Series, space: str, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return label and mask of a further task that is true or false: false outside its space.
+
+    In the conversion's space it carries the delay's correction. What the log does not give is masked. Labels outside
+    the conversion's space are taken as known once the click is.
+    """
+    label, known, happened, mask = _label(column, space, targets)
+    return label * happened, mask * known
+
+
+def value_target(column: pl.Series, space: str, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return label and mask of a further task that is a number: masked outside its space.
+
+    In the conversion's space the mask carries the delay's correction.
+    """
+    label, known, happened, mask = _label(column, space, targets)
+    return label, mask * known * happened
+
+
+def _label(column: pl.Series, space: str, targets: Targets) -> tuple[torch.Tensor, ...]:
+    """Return the label (0 where the log has none), whether it has one, its space, and the mask of that space's task."""
+    happened = _happened(space, targets)
+    mask = targets.conversion_mask_B if space == "conversion" else targets.click_mask_B
+    known = torch.from_numpy(column.is_not_null().to_numpy().astype(np.float32))
+    label = torch.from_numpy(column.fill_null(0.0).to_numpy().astype(np.float32))
+    return label, known, happened, mask
+
+
+def _happened(space: str, targets: Targets) -> torch.Tensor:
+    return {
+        "impression": torch.ones_like(targets.clicks_B),
+        "click": targets.clicks_B,
+        "conversion": targets.clicks_B * targets.conversions_B,
+    }[space]
+
+
+def base_means(
+    days: list[Targets], binary_tasks: Mapping[str, str], value_tasks: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the mean of each further task's label within its space; the rates smoothed, so that none is 0 or 1."""
+    means = {}
+    for name, space in binary_tasks.items():
+        labels = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)
+        rows = sum(float((_happened(space, day) * day.extra[name][1]).sum()) for day in days)
+        means[name] = (min(labels, rows) + 1) / (rows + 2)
+    for name in value_tasks:
+        total = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)
+        means[name] = total / sum(float(day.extra[name][1].sum()) for day in days)
+    return means
+
+
+def check_extra(days: list[Targets]) -> None:
+    """Refuse a task without anything to learn.
+
+    Raises:
+        ValueError: no training row has a label above 0.
+    """
+    for name in days[0].extra:
+        kept = sum(int((day.extra[name][1] > 0).sum()) for day in days)
+        above = sum(int((day.extra[name][0] * day.extra[name][1] > 0).sum()) for day in days)
+        if not above:
+            raise ValueError(
+                f"labels.tasks.{name} is above 0 on none of the {kept} training rows that give it: correct its "
+                "expression or its space, or remove the task"
+            )
