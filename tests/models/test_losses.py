@@ -1,8 +1,7 @@
 """The joint loss against cross-entropies written out."""
 
-from itertools import product
-
 from dataclasses import fields
+from itertools import product
 
 import numpy as np
 import pytest
