@@ -3,13 +3,14 @@
 Ids are 0 padding, 1 missing, 2 unseen, 3.. known values as the append-only vocabulary numbers them. Once a
 field's vocabulary is full, every value that is not known falls into one of a fixed number of hash buckets behind
 the ids. A number becomes its coordinate on the training quantiles (k + share of the way to knot k + 1), clipped
-to 0..bins; a missing one is bins + 1. The ranker turns the coordinate into a piecewise-linear encoding
+to 0..bins; a missing one is bins + 1, and zero is bins + 2 where enough training rows have it, the quantiles then
+being those of the other values. Models turn the coordinate into a piecewise-linear or a periodic encoding
 (Gorishniy et al. 2022).
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from zlib import crc32
 import numpy as np
 import polars as pl
 
+from features.numeric import NumberScale, fit_scale, number_positions
 from features.plan import FeaturePlan
 
 PADDING, MISSING, UNSEEN, FIRST_KNOWN = range(4)
 LONGEST_LIST = 32
-QUANTILE_ROWS = 2_000_000
-FORMAT = 2
+FORMAT = 3
 COUNTS = {"field": pl.String, "value": pl.String, "rows": pl.Int64}
 
 
@@ -68,12 +69,14 @@ class Encoder:
         knots: numeric feature to its increasing quantiles, at most bins + 1.
         lists: multi-valued feature to its vocabulary's field and its encoded length.
         bins: number of bins that positions refer to.
+        zeros_apart: numeric features whose zeros have a bin of their own; none in encoders of earlier formats.
     """
 
     vocabularies: dict[str, Vocabulary]
     knots: dict[str, list[float]]
     lists: dict[str, tuple[str, int]]
     bins: int
+    zeros_apart: list[str] = field(default_factory=list)
 
     def cardinalities(self) -> dict[str, int]:
         """Return the number of ids of each field, padding, missing and unseen included."""
@@ -111,13 +114,13 @@ def fit_encoder(  # noqa: PLR0913  # each is a setting of its own
     """Fit an encoder on the raw features of the training rows.
 
     Known are the values of the vocabulary with enough training rows, and all that the base knows. A base also
-    gives its knots and list lengths, so that weights trained on them keep their meaning.
+    gives its knots, bins of zeros and list lengths, so that weights trained on them keep their meaning.
 
     Args:
         raw: the training rows only.
         plan: the features.
         vocabulary: ids of all values, as `features.vocabulary.extend` returns them.
-        min_count: training rows that a value needs for an embedding of its own.
+        min_count: training rows that a value needs for an embedding of its own, and a number's zeros for a bin.
         hash_buckets: buckets of a field whose vocabulary is full.
         max_ids: values at which a field is full.
         bins: quantile bins.
@@ -142,9 +145,15 @@ def fit_encoder(  # noqa: PLR0913  # each is a setting of its own
             buckets=buckets,
         )
     if base is not None:
-        return Encoder(vocabularies=vocabularies, knots=base.knots, lists=base.lists, bins=bins)
-    knots = {name: _quantiles(raw, name, bins) for name in plan.numeric()}
-    return Encoder(vocabularies=vocabularies, knots=knots, lists=_lists(raw, plan), bins=bins)
+        return replace(base, vocabularies=vocabularies)
+    scales = {name: _scale(raw, name, bins, min_count) for name in plan.numeric()}
+    return Encoder(
+        vocabularies=vocabularies,
+        knots={name: scale.knots for name, scale in scales.items()},
+        lists=_lists(raw, plan),
+        bins=bins,
+        zeros_apart=[name for name, scale in scales.items() if scale.zero_apart],
+    )
 
 
 def _check_base(base: Encoder, plan: FeaturePlan, bins: int) -> None:
@@ -198,14 +207,9 @@ def _longest(raw: pl.LazyFrame, name: str) -> int:
     return max(1, min(int(longest or 1), LONGEST_LIST))
 
 
-def _quantiles(raw: pl.LazyFrame, name: str, bins: int) -> list[float]:
-    values = raw.select(pl.col(name).drop_nulls()).collect().to_series().to_numpy()
-    stride = -(-len(values) // QUANTILE_ROWS) if len(values) else 1
-    sample = np.sort(values[::stride].astype(np.float64))
-    if not len(sample):
-        return []
-    places = np.linspace(0, len(sample) - 1, bins + 1).round().astype(np.int64)
-    return [float(value) for value in np.unique(sample[places])]
+def _scale(raw: pl.LazyFrame, name: str, bins: int, min_zeros: int) -> NumberScale:
+    column = raw.select(pl.col(name).drop_nulls()).collect().to_series()
+    return fit_scale(column, bins=bins, min_zeros=min_zeros)
 
 
 def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
@@ -222,7 +226,8 @@ def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         elif name in encoder.vocabularies:
             columns.append(_encode_single(frame[name], encoder.vocabularies[name]))
         elif name in encoder.knots:
-            columns.append(_encode_number(frame[name], encoder.knots[name], encoder.bins))
+            scale = NumberScale(encoder.knots[name], name in encoder.zeros_apart)
+            columns.append(number_positions(frame[name], scale, encoder.bins))
     return pl.DataFrame(columns)
 
 
@@ -257,18 +262,6 @@ def _encode_list(column: pl.Series, field: str, length: int, encoder: Encoder) -
     return pl.Series(name, padded).cast(pl.List(pl.Int32))
 
 
-def _encode_number(column: pl.Series, knots: list[float], bins: int) -> pl.Series:
-    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    if knots:
-        positions = np.interp(values, knots, np.arange(len(knots), dtype=np.float64))
-    else:
-        positions = np.full(len(values), np.nan)
-    missing = float(bins + 1)
-    return pl.Series(
-        f"{column.name}_position", np.where(np.isnan(values) | np.isnan(positions), missing, positions)
-    ).cast(pl.Float32)
-
-
 def save_encoder(encoder: Encoder, path: Path) -> None:
     """Write an encoder as JSON."""
     document = {"format": FORMAT, **asdict(encoder)}
@@ -300,6 +293,7 @@ def _read(document: dict[str, Any], read_vocabulary: Callable[[Any], Vocabulary]
         knots=document["knots"],
         lists={name: (str(field), int(length)) for name, (field, length) in document["lists"].items()},
         bins=int(document["bins"]),
+        zeros_apart=[str(name) for name in document["zeros_apart"]] if document.get("format", 1) == FORMAT else [],
     )
 
 
@@ -317,4 +311,4 @@ def _vocabulary_2(held: dict[str, Any]) -> Vocabulary:
     )
 
 
-READERS: dict[object, Callable[[Any], Vocabulary]] = {1: _vocabulary_1, FORMAT: _vocabulary_2}
+READERS: dict[object, Callable[[Any], Vocabulary]] = {1: _vocabulary_1, 2: _vocabulary_2, FORMAT: _vocabulary_2}

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from models.attention import TargetAttention
 from models.embedding import FusedEmbedding
-from models.numeric import PiecewiseLinear
+from models.numeric import NUMERIC_ENCODINGS, NumericSize
 
 
 @dataclass(frozen=True)
@@ -49,39 +50,55 @@ class Columns:
     """Columns of `positions_BF`."""
     pooled: Mapping[str, int]
     """Name of a multi-valued column to field."""
+    attended: Sequence[str] = ()
+    """The columns of `pooled` that are weighted by the candidate; the others are averaged."""
+    target: int | None = None
+    """Column of `ids_BF` that is the candidate; needed where columns are attended."""
 
 
 class InputLayer(nn.Module):
     """Concatenates the embeddings of chosen columns: single-valued, then pooled, then numeric.
 
-    With several groups each has embeddings and curves of its own, so that a task can have its own: the table is
-    `groups` times as wide. The embedding table belongs to the caller, since layers share it.
+    With several groups each has embeddings, curves and attention of its own, so that a task can have its own: the
+    table is `groups` times as wide. The embedding table belongs to the caller, since layers share it.
     """
 
     columns_F: Tensor
     fields_F: Tensor
     numeric_F: Tensor
 
-    def __init__(
-        self, columns: Columns, *, bins: int, embedding_width: int, numeric_width: int, groups: int = 1
-    ) -> None:
+    def __init__(self, columns: Columns, *, numeric: NumericSize, embedding_width: int, groups: int = 1) -> None:
         super().__init__()
         self.groups = groups
         self.pooled = dict(columns.pooled)
         self.register_buffer("columns_F", _indices(columns.single.keys()), persistent=False)
         self.register_buffer("fields_F", _indices(columns.single.values()), persistent=False)
         self.register_buffer("numeric_F", _indices(columns.numeric), persistent=False)
-        self.numeric = PiecewiseLinear(features=len(columns.numeric), bins=bins, width=groups * numeric_width)
+        self.numeric = NUMERIC_ENCODINGS[numeric.encoding](numeric, features=len(columns.numeric), groups=groups)
+        self.attention = nn.ModuleDict(
+            {
+                name: TargetAttention(field=columns.pooled[name], groups=groups, width=embedding_width)
+                for name in columns.attended
+            }
+        )
+        self.target = list(columns.single).index(columns.target) if columns.target is not None else None
         embeddings = len(columns.single) + len(columns.pooled)
-        self.width = embeddings * embedding_width + len(columns.numeric) * numeric_width
+        self.width = embeddings * embedding_width + len(columns.numeric) * numeric.width
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
         """Returns the concatenation: (B, width) float32, with several groups (B, G, width)."""
         single_BFD = table(features.ids_BF.index_select(1, self.columns_F), fields=self.fields_F)
-        pooled = [table.pool(features.pooled[name], field=field).unsqueeze(1) for name, field in self.pooled.items()]
+        pooled = [self._pooled(features.pooled[name], name, single_BFD, table).unsqueeze(1) for name in self.pooled]
         numeric_BFD = self.numeric(features.positions_BF.index_select(1, self.numeric_F))
         parts = [self._of_groups(part_BFD) for part_BFD in (single_BFD, *pooled, numeric_BFD)]
         return torch.cat(parts, dim=-1)
+
+    def _pooled(self, ids_BL: Tensor, name: str, single_BFD: Tensor, table: FusedEmbedding) -> Tensor:
+        if name not in self.attention:
+            return table.pool(ids_BL, field=self.pooled[name])
+        assert self.target is not None, name
+        pooled_BD: Tensor = self.attention[name](ids_BL, single_BFD[:, self.target], table)
+        return pooled_BD
 
     def _of_groups(self, part_BFD: Tensor) -> Tensor:
         """Lays the columns side by side: (B, F, G x D) to (B, F x D), or to (B, G, F x D)."""

@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.attention import check_attention
 from models.embedding import FusedEmbedding
 from models.entire_space import TASKS, entire_space_probabilities
 from models.experts import BODIES, PLE, BodySize, MMoE, input_groups
 from models.extra_tasks import check_spaces, extra_outputs
 from models.inputs import Columns, Features, InputLayer, check_fields
+from models.numeric import NumericSize, check_numeric
 from models.serialization import load_module, save_module
 from models.towers import TaskTowers
 
@@ -40,13 +42,25 @@ class RankerSpec:
     bins: int
     """Quantile bins of a numeric column."""
     pooled: dict[str, str]
-    """Multi-valued columns, each with the field whose embeddings it averages."""
+    """Multi-valued columns, each with the field whose embeddings it averages, or attends to."""
     single: list[str]
     """Single-valued categorical columns, in order; each is a field of the same name."""
     context: list[str]
     """The columns of `single` that enter only the context bias."""
     context_numeric: list[str]
     """The columns of `numeric` that enter only the context bias."""
+    zero_bin: bool = False
+    """Whether a numeric column's zeros may lie apart, at position bins + 2."""
+    numeric_encoding: str = "piecewise_linear"
+    """piecewise_linear or periodic; the linear body's is piecewise-linear."""
+    frequencies: int = 16
+    """Frequencies of a numeric column (periodic)."""
+    frequency_scale: float = 1.0
+    """Standard deviation of the initial frequencies, in periods over all bins (periodic)."""
+    attention: list[str] = field(default_factory=list)
+    """The columns of `pooled` that are weighted by the candidate (DIN), not averaged; the linear body averages."""
+    attention_target: str = "item_id"
+    """The column of `single` that is the candidate."""
     embedding_width: int = 16
     numeric_width: int = 8
     experts: int = 4
@@ -108,6 +122,7 @@ class DeepScorer(nn.Module):
             single=[name for name in spec.single if name not in spec.context],
             numeric=[name for name in spec.numeric if name not in spec.context_numeric],
             pooled=spec.pooled,
+            attended=spec.attention,
         )
         self.table = FusedEmbedding(
             cardinalities=list(spec.categorical_cardinalities.values()),
@@ -139,7 +154,8 @@ class LinearScorer(nn.Module):
         self.heads = spec.heads
         columns = _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
         self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=spec.heads)
-        self.inputs = InputLayer(columns, bins=spec.bins, embedding_width=spec.heads, numeric_width=spec.heads)
+        numeric = NumericSize(bins=spec.bins, width=spec.heads, zero_bin=spec.zero_bin)
+        self.inputs = InputLayer(columns, numeric=numeric, embedding_width=spec.heads)
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T)."""
@@ -223,6 +239,8 @@ def _check(spec: RankerSpec) -> None:
     if spec.body not in {LINEAR, *BODIES}:
         raise ValueError(f"body is {spec.body!r}, expected one of {[LINEAR, *BODIES]}")
     check_fields([*spec.single, *spec.pooled.values()], spec.categorical_cardinalities)
+    check_numeric(_numeric_size(spec))
+    check_attention(spec.attention, spec.attention_target, pooled=spec.pooled, single=spec.single, context=spec.context)
     for name, chosen, among in (
         ("context", spec.context, spec.single),
         ("context_numeric", spec.context_numeric, spec.numeric),
@@ -235,21 +253,40 @@ def _check(spec: RankerSpec) -> None:
         raise ValueError("hidden is empty, expected the width of at least one layer, such as (128, 64)")
 
 
-def _columns(spec: RankerSpec, *, single: Sequence[str], numeric: Sequence[str], pooled: dict[str, str]) -> Columns:
+def _columns(
+    spec: RankerSpec,
+    *,
+    single: Sequence[str],
+    numeric: Sequence[str],
+    pooled: dict[str, str],
+    attended: Sequence[str] = (),
+) -> Columns:
     field_of = {name: field for field, name in enumerate(spec.categorical_cardinalities)}
     return Columns(
         single={spec.single.index(name): field_of[name] for name in single},
         numeric=[spec.numeric.index(name) for name in numeric],
         pooled={name: field_of[field_name] for name, field_name in pooled.items()},
+        attended=attended,
+        target=spec.single.index(spec.attention_target) if attended else None,
+    )
+
+
+def _numeric_size(spec: RankerSpec) -> NumericSize:
+    return NumericSize(
+        bins=spec.bins,
+        width=spec.numeric_width,
+        zero_bin=spec.zero_bin,
+        encoding=spec.numeric_encoding,
+        frequencies=spec.frequencies,
+        frequency_scale=spec.frequency_scale,
     )
 
 
 def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
     return InputLayer(
         columns,
-        bins=spec.bins,
+        numeric=_numeric_size(spec),
         embedding_width=spec.embedding_width,
-        numeric_width=spec.numeric_width,
         groups=input_groups(spec.body, spec.heads),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.embedding import FusedEmbedding
 from models.experts import ExpertLayers
 from models.inputs import Columns, Features, InputLayer, check_fields
+from models.numeric import NumericSize
 from models.serialization import load_module, save_module
 
 __all__ = [
@@ -45,6 +46,8 @@ class RetrieverSpec:
     user_pooled: dict[str, str]
     """Multi-valued columns of a user, each with the field whose embeddings it averages."""
     item_pooled: dict[str, str]
+    zero_bin: bool = False
+    """Whether a numeric column's zeros may lie apart, at position bins + 2."""
     embedding_width: int = 16
     numeric_width: int = 8
     hidden: tuple[int, ...] = (128, 64)
@@ -65,9 +68,8 @@ class Tower(nn.Module):
     def __init__(self, spec: RetrieverSpec, columns: Columns) -> None:
         super().__init__()
         self.space_width = spec.space_width
-        self.inputs = InputLayer(
-            columns, bins=spec.bins, embedding_width=spec.embedding_width, numeric_width=spec.numeric_width
-        )
+        numeric = NumericSize(bins=spec.bins, width=spec.numeric_width, zero_bin=spec.zero_bin)
+        self.inputs = InputLayer(columns, numeric=numeric, embedding_width=spec.embedding_width)
         self.layers = ExpertLayers(experts=1, input_width=self.inputs.width, hidden=spec.hidden)
         self.output = nn.Linear(spec.hidden[-1], SPACES * spec.space_width)
 

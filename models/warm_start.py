@@ -18,7 +18,7 @@ Model = TypeVar("Model", Ranker, Retriever)
 
 FIRST_KNOWN = 3
 # These change neither what a weight means nor its shape.
-FREE = {"seed", "dropout", "temperature", "categorical_cardinalities"}
+FREE = {"seed", "dropout", "temperature", "frequency_scale", "categorical_cardinalities"}
 
 
 def warm_start(

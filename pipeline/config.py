@@ -53,6 +53,8 @@ class Config(Section):
         problems = [*_source_problems(self), *_task_problems(self), *_clashes(self), *_unknown_keys(self)]
         if self.features.item_age and self.items.available_from is None:
             problems.append("features.item_age = true needs items.available_from")
+        if self.model.sequence == "attention" and not self.features.sequence_length:
+            problems.append("model.sequence = 'attention' needs features.sequence_length above 0: set both or neither")
         if self.evaluation.ks[-1] > self.ranking.list_length:
             problems.append(
                 f"evaluation.ks = {self.evaluation.ks} reaches beyond ranking.list_length = {self.ranking.list_length}"

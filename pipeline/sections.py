@@ -187,6 +187,14 @@ class Model(Section):
     body: Literal["single_task", "shared_embedding", "shared_bottom", "mmoe", "ple"] = "ple"
     embedding_width: Positive = 16
     numeric_width: Positive = 8
+    numeric_encoding: Literal["piecewise_linear", "periodic"] = Field(
+        default="piecewise_linear", description="of a number's place among the training quantiles"
+    )
+    frequencies: Positive = Field(default=16, description="waves of a number, with periodic")
+    frequency_scale: Rate = Field(default=1.0, description="spread of their initial frequencies, in periods")
+    sequence: Literal["mean", "attention"] = Field(
+        default="mean", description="last clicked and converted items: averaged, or weighted by the candidate"
+    )
     experts: Positive = 4
     task_experts: Positive = 2
     levels: Positive = 1

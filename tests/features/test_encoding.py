@@ -91,9 +91,10 @@ def test_a_column_without_any_value_is_all_missing() -> None:
 @pytest.mark.parametrize(
     ("value", "position"),
     [
+        (5.0, 0.0),
         (0.0, 0.0),
         (-9.0, 0.0),
-        (5.0, 0.5),
+        (7.5, 0.5),
         (10.0, 1.0),
         (15.0, 1.5),
         (20.0, 2.0),
@@ -107,8 +108,8 @@ def test_a_column_without_any_value_is_all_missing() -> None:
     ],
 )
 def test_a_number_s_position_is_its_place_between_knots(value: float | None, position: float) -> None:
-    encoder = fit(price=[160.0, 0.0, 10.0, 20.0, 40.0, None])
-    assert encoder.knots["price"] == [0.0, 10.0, 20.0, 40.0, 160.0]
+    encoder = fit(price=[160.0, 5.0, 10.0, 20.0, 40.0, None])
+    assert encoder.knots["price"] == [5.0, 10.0, 20.0, 40.0, 160.0]
     found = encode(pl.DataFrame({"price": [value]}, schema={"price": pl.Float64}), encoder)
     assert found["price_position"].to_list() == [position]
     assert found["price_position"].dtype == pl.Float32
@@ -119,18 +120,48 @@ def test_a_constant_number_is_at_0_and_repeated_quantiles_are_one_knot() -> None
     assert constant.knots["price"] == [7.0]
     numbers = pl.DataFrame({"price": [7.0, 8.0, None]})
     assert encode(numbers, constant)["price_position"].to_list() == [0.0, 0.0, 5.0]
-    assert fit(price=[0.0] * 9 + [1.0]).knots["price"] == [0.0, 1.0]
+    assert fit(price=[2.0] * 9 + [3.0]).knots["price"] == [2.0, 3.0]
+
+
+def test_zero_has_a_bin_of_its_own_and_the_quantiles_are_those_of_the_other_values() -> None:
+    encoder = fit(price=[0.0] * 90 + [1.0, 2.0, 3.0, 4.0, 5.0, None])
+    assert encoder.zeros_apart == ["price"]
+    assert encoder.knots["price"] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    numbers = pl.DataFrame({"price": [0.0, -0.0, None, 0.5, 1.0, 2.5, 1e-300]})
+    assert encode(numbers, encoder)["price_position"].to_list() == [6.0, 6.0, 5.0, 0.0, 0.0, 1.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "min_count", "knots"),
+    [([0.0, 1.0, 2.0], 2, [0.0, 1.0, 2.0]), ([0.0, 0.0], 1, [0.0]), ([1.0, 3.0], 1, [1.0, 3.0]), ([], 1, [])],
+)
+def test_zero_stays_on_the_quantiles_where_rows_are_few_or_no_other_value_occurs(
+    values: list[object], min_count: int, knots: list[float]
+) -> None:
+    encoder = fit(min_count=min_count, user_id=["u"] * 4, price=[*values, *[None] * (4 - len(values))])
+    assert encoder.zeros_apart == []
+    assert encoder.knots["price"] == knots
+    assert encode(raw(price=[0.0]), encoder)["price_position"].to_list() == [0.0 if knots else 5.0]
 
 
 @settings(max_examples=40, deadline=None)
-@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), bins=st.integers(1, 20))
+@given(
+    values=st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, -0.0, 1.0]), min_size=1, max_size=60),
+    bins=st.integers(1, 20),
+)
 def test_positions_rise_with_the_number_and_stay_within_the_bins(values: list[float], bins: int) -> None:
     encoder = fit(bins=bins, price=list(values))
     knots = encoder.knots["price"]
     assert knots == sorted(set(knots))
     assert len(knots) <= bins + 1
-    probes = pl.DataFrame({"price": sorted([*values, -1e9, 1e9])})
-    positions = encode(probes, encoder)["price_position"].to_numpy()
+    probes = pl.Series("price", sorted([*values, -1e9, 1e9, 0.0, 0.0]))
+    positions = encode(probes.to_frame(), encoder)["price_position"].to_numpy()
+    is_zero = (probes == 0).to_numpy()
+    assert encoder.zeros_apart == (["price"] if 0 in values and any(values) else [])
+    if encoder.zeros_apart:
+        assert (positions[is_zero] == bins + 2).all()
+        assert 0 not in knots
+        positions = positions[~is_zero]
     assert (np.diff(positions) >= 0).all()
     assert positions.min() == 0
     assert positions.max() <= bins
@@ -157,7 +188,7 @@ ROW = st.fixed_dictionaries(
         "user_id": st.sampled_from(["u", "v", "w"]),
         "item_id": st.sampled_from(["i", "j"]),
         "segment": st.sampled_from(["a", "b", None]),
-        "price": st.none() | st.floats(-10, 10),
+        "price": st.none() | st.just(0.0) | st.floats(-10, 10),
         "tags": st.none() | st.lists(st.sampled_from("xyz"), max_size=4),
         "last_clicked_items": st.none() | st.lists(st.sampled_from("ijk"), max_size=3),
         "last_converted_items": st.just([]),
@@ -179,7 +210,8 @@ def test_neither_the_fit_nor_the_codes_depend_on_the_order_of_the_rows(rows: lis
 
 
 def test_an_encoder_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    encoder = fit(segment=["ä", 'q"', "b"], price=[0.1, 1e-300, 3.0], tags=[["x"], ["y", "z"], []])
+    encoder = fit(segment=["ä", 'q"', "b"], price=[0.1, 1e-300, 0.0], tags=[["x"], ["y", "z"], []])
+    assert encoder.zeros_apart == ["price"]
     save_encoder(encoder, tmp_path / "encoder.json")
     assert load_encoder(tmp_path / "encoder.json") == encoder
 

@@ -94,11 +94,27 @@ def test_an_encoder_of_the_first_format_encodes_as_it_did(tmp_path: Path) -> Non
     assert load_encoder(path) == encoder
 
 
-@pytest.mark.parametrize("form", ["3", '"2"', "null"])
+def test_an_encoder_of_the_second_format_has_its_zeros_on_the_quantiles(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.json"
+    segment = {"values": ["c"], "ids": [7], "first_bucket": 9, "buckets": 1}
+    lists = {"tags": ["tags", 2]}
+    stored = {"vocabularies": {"segment": segment}, "knots": {"price": [0.0, 0.5, 2.0]}, "lists": lists, "bins": 4}
+    path.write_text(json.dumps({"format": 2, **stored}))
+    encoder = load_encoder(path)
+    assert encoder.zeros_apart == []
+    found = encode(pl.DataFrame({"segment": ["c", "a", None, None], "price": [0.0, 0.25, 2.0, None]}), encoder)
+    assert found["segment_code"].to_list() == [7, 9, 1, 1]
+    assert found["price_position"].to_list() == [0.0, 0.5, 2.0, 5.0]
+    save_encoder(encoder, path)
+    assert json.loads(path.read_text())["format"] == 3
+    assert load_encoder(path) == encoder
+
+
+@pytest.mark.parametrize("form", ["4", '"2"', "null"])
 def test_an_encoder_of_another_format_is_refused(tmp_path: Path, form: str) -> None:
     path = tmp_path / "encoder.json"
     path.write_text(f'{{"format": {form}, "vocabularies": {{}}}}')
-    with pytest.raises(ValueError, match=r"encoder\.json has format .*, expected one of \[1, 2\]: another version"):
+    with pytest.raises(ValueError, match=r"encoder\.json has format .*, expected one of \[1, 2, 3\]: another version"):
         load_encoder(path)
 
 
@@ -184,10 +200,14 @@ def test_a_warm_start_keeps_ids_knots_and_lengths_of_its_base_and_adds_the_new_v
     warm = fit_frame(today, grown(earlier, None), base=base)
     assert warm.vocabularies["segment"] == Vocabulary(values=["a", "b", "c"], ids=[3, 4, 5])
     assert warm.knots == base.knots
+    assert warm.zeros_apart == base.zeros_apart == ["price"]
     assert warm.lists == base.lists
     cold = fit_frame(today, grown(earlier, None))
     assert cold.vocabularies["segment"] == Vocabulary(values=["b", "c"], ids=[4, 5])
     assert cold.knots != base.knots
+    assert cold.zeros_apart == []
+    earlier_format = replace(base, knots={"price": [0.0, 1.0, 2.0]}, zeros_apart=[])
+    assert fit_frame(earlier, None, base=earlier_format).zeros_apart == []
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,15 @@ def test_vectors_have_length_one_in_each_of_two_different_spaces() -> None:
         assert not torch.allclose(vectors_B2S[:, 0], vectors_B2S[:, 1])
 
 
+def test_zeros_that_lie_apart_move_a_vector_and_need_a_zero_bin() -> None:
+    items = Features(torch.full((1, 1), 4), torch.tensor([[0.0, 1.0]]))
+    zeros = Features(items.ids_BF, torch.full((1, 2), SPEC.bins + 2.0))
+    retriever = Retriever(replace(SPEC, zero_bin=True))
+    assert not torch.allclose(retriever.items(zeros), retriever.items(items))
+    with pytest.raises(AssertionError):
+        Retriever(SPEC).items(zeros)
+
+
 def test_both_towers_read_one_embedding_of_an_item() -> None:
     retriever, items = Retriever(SPEC), Features(torch.tensor([[4]]), torch.ones(1, 2))
     users = Features(torch.tensor([[3]]), torch.ones(1, 1), {"clicked_items": torch.tensor([[4]])})

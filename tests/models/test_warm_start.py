@@ -152,6 +152,12 @@ def test_a_warm_started_retriever_places_known_ids_as_its_base_does() -> None:
         ({"embedding_width": 8}, r"embedding_width \(here 8, there 4\)"),
         ({"hidden": (8, 8)}, r"hidden \(here \(8, 8\), there \(8,\)\)"),
         ({"bins": 5}, r"bins \(here 5, there 4\)"),
+        ({"zero_bin": True}, r"zero_bin \(here True, there False\)"),
+        ({"numeric_encoding": "periodic"}, r"numeric_encoding \(here 'periodic', there 'piecewise_linear'\)"),
+        (
+            {"attention": ["clicked_items"], "attention_target": "item"},
+            r"attention \(only here \['clicked_items'\], only there \[\]\)",
+        ),
         ({"numeric": ["price", "hour", "age"]}, r"numeric \(only here \['age'\], only there \[\]\)"),
         ({"numeric": ["hour", "price"]}, r"the order of numeric: undo the change, or train once without a warm"),
         (

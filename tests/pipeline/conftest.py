@@ -13,6 +13,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Config
+from pipeline.featurize import days_of, featurize
+from pipeline.ingest import ingest
+from pipeline.study_data import Study, load_study
+from pipeline.workspace import Workspace
 
 Rows = list[dict[str, str]]
 START = dt.datetime(2026, 1, 1, 1, tzinfo=dt.UTC)
@@ -61,6 +65,27 @@ def write_log(tmp_path: Path) -> Callable[[str, Rows], Path]:
         return source
 
     return write
+
+
+@pytest.fixture(scope="session")
+def study_workspace(
+    simulated_config: Config, simulated_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
+    """Return a workspace with the small simulated source, ingested and featurized."""
+    workspace = Workspace(tmp_path_factory.mktemp("study") / "workspace")
+    ingest(simulated_config, workspace, simulated_source)
+    featurize(simulated_config, workspace, days_of(simulated_config, workspace, None))
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def small_study(simulated_config: Config, study_workspace: Workspace) -> Study:
+    """Return the small simulated source's examples, measured on its validation day, for small models."""
+    run = next((study_workspace.root / "runs").iterdir()).name
+    model = simulated_config.model.model_copy(update={"hidden": [16, 8], "embedding_width": 4, "numeric_width": 2})
+    training = simulated_config.training.model_copy(update={"batch_size": 128, "learning_rate": 1e-2})
+    config = simulated_config.model_copy(update={"model": model, "training": training})
+    return load_study(config, study_workspace, run=run)
 
 
 def _csv(rows: Rows) -> str:

@@ -109,6 +109,8 @@ def test_a_side_column_cannot_take_a_name_that_is_taken(tmp_path: Path, name: st
 def test_keys_that_need_each_other_are_checked_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"item_age = true needs items\.available_from.*list_length = 300"):
         load(tmp_path, features__item_age=True, ranking__list_length=300)
+    with pytest.raises(ValueError, match=r"model\.sequence = 'attention' needs features\.sequence_length above 0"):
+        load(tmp_path, features__sequence_length=0, model__sequence="attention")
 
 
 @pytest.mark.parametrize("ks", [[], [10, 5], [5, 5], [0, 5]])

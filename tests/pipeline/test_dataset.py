@@ -1,19 +1,25 @@
-"""A training label counts only where it was known before the cutoff."""
+"""A training label counts only where it was known before the cutoff; the ranker reads what the configuration says."""
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from features.encoding import load_encoder
+from models.ranker import Ranker
+from models.serialization import weights_digest
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import ranker_spec, read_examples
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
+from pipeline.fit import fit_of, fit_ranker
 from pipeline.ingest import ingest
 from pipeline.maturity import Maturity
+from pipeline.study_data import Study
 from pipeline.workspace import Workspace
 
 
@@ -51,3 +57,26 @@ def test_a_label_known_at_the_cutoff_is_none_and_one_known_before_is(
     assert counts == {"never": len(times), "at": (times < middle).sum(), "after": (times <= middle).sum()}
     assert counts["at"] < counts["after"] < counts["never"]
     assert known["at"].clicks.sum() < known["never"].clicks.sum()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sequence": "attention"},
+        {"numeric_encoding": "periodic", "frequencies": 3, "frequency_scale": 0.5},
+        {"sequence": "attention", "numeric_encoding": "periodic", "body": "single_task"},
+    ],
+)
+def test_a_ranker_with_an_option_of_its_inputs_trains_to_equal_bytes(
+    small_study: Study, options: dict[str, object]
+) -> None:
+    model = small_study.config.model.model_copy(update=options)
+    study = replace(small_study, config=small_study.config.model_copy(update={"model": model}))
+    spec = study.spec(model.body, 1)
+    assert spec.zero_bin
+    assert spec.attention == (["last_clicked_items", "last_converted_items"] if "sequence" in options else [])
+    assert spec.numeric_encoding == options.get("numeric_encoding", "piecewise_linear")
+    assert (spec.frequencies, spec.frequency_scale) == (model.frequencies, model.frequency_scale)
+    trained = [fit_ranker(spec, fit_of(study.config), study.training, study.validation) for _ in range(2)]
+    assert weights_digest(trained[0][0]) == weights_digest(trained[1][0]) != weights_digest(Ranker(spec))
+    assert trained[0][1] == trained[1][1]

@@ -58,9 +58,15 @@ def day(config: Config, workspace: Workspace, days: Days, bundle: Bundle) -> Day
     return load_day(config, workspace, run_folder(config, workspace, days) / "features", days.test[0], bundle.encoder)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"sequence": "attention"}, {"numeric_encoding": "periodic"}], ids=["default", "attention", "waves"]
+)
 def test_a_pair_scores_as_its_example_does_at_the_reference_context(
-    config: Config, workspace: Workspace, days: Days, bundle: Bundle, day: Day
+    config: Config, workspace: Workspace, days: Days, bundle: Bundle, day: Day, options: dict[str, str]
 ) -> None:
+    chosen = config.model_copy(update={"model": config.model.model_copy(update=options)})
+    ranker = Ranker(ranker_spec(chosen, plan_of(config), bundle.encoder, "mmoe", 3)).eval()
+    bundle = replace(bundle, ranker=ranker)
     raw = pl.read_parquet(run_folder(config, workspace, days) / "features" / f"raw-{days.test[0]}.parquet")
     raw = raw.with_columns(pl.lit(value).alias(name) for name, value in config.context.references().items())
     users = {name: number for number, name in enumerate(day.users["user_id"])}
