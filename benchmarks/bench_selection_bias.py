@@ -1,0 +1,124 @@
+"""Selection bias: p_conversion over ALL impressions against the simulator's truth, by the loss that trained it.
+
+    counterpoise ingest --config C --source S --workspace W && counterpoise featurize --config C --workspace W
+    python -m benchmarks.bench_selection_bias --config C --workspace W --source S --seeds 3
+
+A model that learns conversions on clicked impressions alone is used on all of them when lists are ranked. On
+simulated logs the true probability of a conversion given a click is known for every impression, clicked or not.
+Printed on the test days, with labels as the night before knew them in training:
+
+- ratio: mean predicted over mean true p_conversion, on all impressions, on clicked and on unclicked ones,
+- excess: mean Kullback-Leibler divergence from the truth to the prediction on all impressions, in 1e-3 nats, and its
+  paired difference to click-only training with a 95 % interval over users and seeds,
+- AUC on all impressions, each counted with its true probability as positive, the rest of it as negative.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import polars as pl
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import threads
+from pipeline.config import load_config, parse_override
+from pipeline.fit import fit_of
+from pipeline.study_data import Study, load_study
+from pipeline.study_training import Material, train_ranker
+from pipeline.workspace import Workspace
+
+LOSSES = ("click_only", "esmm", "escm2_ips", "escm2_dr", "dcmt")
+REPLICATES = 1000
+
+Floats = NDArray[np.float64]
+
+
+def true_conversion(study: Study, source: Path) -> Floats:
+    """Return the true p_conversion of the measured impressions: (N)."""
+    wanted = pl.concat([day.frame.select("impression_id") for day in study.measured])
+    truth = pl.scan_parquet(source / "truth.parquet").select("impression_id", "p_conversion").collect()
+    found = wanted.join(truth, on="impression_id", how="left", maintain_order="left")["p_conversion"]
+    assert found.null_count() == 0, "the truth is of this source"
+    return found.to_numpy()
+
+
+def divergence(truth_N: Floats, predicted_N: Floats) -> Floats:
+    """Return the Kullback-Leibler divergence of each impression in nats: (N)."""
+    predicted_N = predicted_N.clip(1e-9, 1 - 1e-9)
+    converts = truth_N * np.log(truth_N / predicted_N)
+    return converts + (1 - truth_N) * np.log((1 - truth_N) / (1 - predicted_N))
+
+
+def soft_auc(truth_N: Floats, predicted_N: Floats) -> float:
+    """Return the probability that a conversion is predicted above a non-conversion, over the truth; ties count half."""
+    groups = np.unique(predicted_N, return_inverse=True)[1]
+    positive, negative = np.bincount(groups, weights=truth_N), np.bincount(groups, weights=1 - truth_N)
+    below = negative.cumsum() - negative / 2
+    return float((positive * below).sum() / (positive.sum() * negative.sum()))
+
+
+def interval(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> tuple[float, float, float]:
+    """Return the mean over seeds S and rows N with its bootstrap interval, users and seeds drawn together."""
+    sums_SU = np.stack([np.bincount(users_N, weights=rows_N) for rows_N in of_rows_SN])
+    rows_U = np.bincount(users_N)
+    generator = np.random.default_rng(seed)
+    seeds, users = sums_SU.shape
+    drawn = []
+    for _ in range(REPLICATES):
+        weights_U = generator.multinomial(users, np.full(users, 1 / users))
+        weights_S = generator.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
+        drawn.append(float(weights_S @ sums_SU @ weights_U) / float(rows_U @ weights_U))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(of_rows_SN.mean()), float(low), float(high)
+
+
+def main(  # typer reads options from the signature
+    config: Annotated[Path, typer.Option()] = Path("examples/simulated.toml"),
+    workspace: Annotated[Path, typer.Option()] = Path("workspace"),
+    source: Annotated[Path, typer.Option()] = Path("workspace/source"),
+    seeds: Annotated[int, typer.Option(min=2)] = 3,
+    cache: Annotated[Path | None, typer.Option()] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Train with every loss and compare with the truth."""
+    settings = load_config(config, dict(parse_override(text) for text in overrides or []))
+    study = load_study(settings, Workspace(workspace), on="test")
+    truth_N, rows = true_conversion(study, source), study.rows()
+    clicked_N, material = rows.clicks, Material(study.training, study.validation, {"measured": study.measured})
+    excess: dict[str, Floats] = {}
+    table = Table(title=f"{settings.name}, test day, {len(truth_N):,} impressions, {seeds} seeds")
+    for name in ("loss", "ratio, all", "clicked", "unclicked", "excess", "excess - click-only [95 %]", "AUC"):
+        table.add_column(name)
+    for loss in LOSSES:
+        predicted_SN = []
+        for seed in range(1, seeds + 1):
+            training = settings.training.model_copy(update={"conversion_loss": loss})
+            changed = settings.model_copy(update={"seed": seed, "training": training})
+            spec = replace(study, config=changed).spec(settings.model.body, seed)
+            made = train_ranker(spec, fit_of(changed), material, cache)
+            predicted_SN.append(made.predictions["measured"][:, 1].astype(np.float64))
+        ratios = [
+            np.mean([one[space].sum() for one in predicted_SN]) / truth_N[space].sum()
+            for space in (np.ones_like(clicked_N), clicked_N, ~clicked_N)
+        ]
+        excess[loss] = 1000 * np.stack([divergence(truth_N, one) for one in predicted_SN])
+        value, low, high = interval(excess[loss] - excess[LOSSES[0]], rows.users, settings.seed)
+        areas = [soft_auc(truth_N, one) for one in predicted_SN]
+        table.add_row(
+            loss,
+            *(f"{ratio:.3f}" for ratio in ratios),
+            f"{excess[loss].mean():.3f}",
+            f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
+            f"{np.mean(areas):.4f} ({np.std(areas, ddof=1):.4f})",
+        )
+    table.caption = f"AUC of the truth itself {soft_auc(truth_N, truth_N):.4f}"
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    threads.configure()
+    typer.run(main)
