@@ -18,32 +18,20 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import polars as pl
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.truth import REPLICATES, Floats, SoftAuc, bounds, read_truth
 from pipeline import threads
 from pipeline.config import load_config, parse_override
 from pipeline.fit import fit_of
-from pipeline.study_data import Study, load_study
+from pipeline.study_data import load_study
 from pipeline.study_training import Material, train_ranker
 from pipeline.workspace import Workspace
 
 LOSSES = ("click_only", "esmm", "escm2_ips", "escm2_dr", "dcmt")
-REPLICATES = 1000
-
-Floats = NDArray[np.float64]
-
-
-def true_conversion(study: Study, source: Path) -> Floats:
-    """Return the true p_conversion of the measured impressions: (N)."""
-    wanted = pl.concat([day.frame.select("impression_id") for day in study.measured])
-    truth = pl.scan_parquet(source / "truth.parquet").select("impression_id", "p_conversion").collect()
-    found = wanted.join(truth, on="impression_id", how="left", maintain_order="left")["p_conversion"]
-    assert found.null_count() == 0, "the truth is of this source"
-    return found.to_numpy()
 
 
 def divergence(truth_N: Floats, predicted_N: Floats) -> Floats:
@@ -51,14 +39,6 @@ def divergence(truth_N: Floats, predicted_N: Floats) -> Floats:
     predicted_N = predicted_N.clip(1e-9, 1 - 1e-9)
     converts = truth_N * np.log(truth_N / predicted_N)
     return converts + (1 - truth_N) * np.log((1 - truth_N) / (1 - predicted_N))
-
-
-def soft_auc(truth_N: Floats, predicted_N: Floats) -> float:
-    """Return the probability that a conversion is predicted above a non-conversion, over the truth; ties count half."""
-    groups = np.unique(predicted_N, return_inverse=True)[1]
-    positive, negative = np.bincount(groups, weights=truth_N), np.bincount(groups, weights=1 - truth_N)
-    below = negative.cumsum() - negative / 2
-    return float((positive * below).sum() / (positive.sum() * negative.sum()))
 
 
 def interval(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> tuple[float, float, float]:
@@ -72,8 +52,7 @@ def interval(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> tuple
         weights_U = generator.multinomial(users, np.full(users, 1 / users))
         weights_S = generator.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
         drawn.append(float(weights_S @ sums_SU @ weights_U) / float(rows_U @ weights_U))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(of_rows_SN.mean()), float(low), float(high)
+    return float(of_rows_SN.mean()), *bounds(np.array(drawn))
 
 
 def main(  # typer reads options from the signature
@@ -87,7 +66,7 @@ def main(  # typer reads options from the signature
     """Train with every loss and compare with the truth."""
     settings = load_config(config, dict(parse_override(text) for text in overrides or []))
     study = load_study(settings, Workspace(workspace), on="test")
-    truth_N, rows = true_conversion(study, source), study.rows()
+    truth_N, rows = read_truth(study, source).conversion, study.rows()
     clicked_N, material = rows.clicks, Material(study.training, study.validation, {"measured": study.measured})
     excess: dict[str, Floats] = {}
     table = Table(title=f"{settings.name}, test day, {len(truth_N):,} impressions, {seeds} seeds")
@@ -107,7 +86,7 @@ def main(  # typer reads options from the signature
         ]
         excess[loss] = 1000 * np.stack([divergence(truth_N, one) for one in predicted_SN])
         value, low, high = interval(excess[loss] - excess[LOSSES[0]], rows.users, settings.seed)
-        areas = [soft_auc(truth_N, one) for one in predicted_SN]
+        areas = [SoftAuc(one)(truth_N, 1 - truth_N) for one in predicted_SN]
         table.add_row(
             loss,
             *(f"{ratio:.3f}" for ratio in ratios),
@@ -115,7 +94,7 @@ def main(  # typer reads options from the signature
             f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
             f"{np.mean(areas):.4f} ({np.std(areas, ddof=1):.4f})",
         )
-    table.caption = f"AUC of the truth itself {soft_auc(truth_N, truth_N):.4f}"
+    table.caption = f"AUC of the truth itself {SoftAuc(truth_N)(truth_N, 1 - truth_N):.4f}"
     Console(width=160).print(table)
 
 
