@@ -27,7 +27,8 @@ from rich.table import Table
 from scipy import stats
 from torch import Tensor, nn
 
-from models.experts import BODIES, BodySize
+from models.body import BodySize
+from models.experts import BODIES
 from models.towers import TaskTowers
 from pipeline import threads
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.embedding import PADDING, FusedEmbedding
-from models.experts import GroupedLinear
+from models.layers import GroupedLinear
 
 UNIT_HIDDEN_WIDTH = 36
 

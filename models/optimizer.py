@@ -29,15 +29,15 @@ def build_optimizers(
 ) -> Optimizers:
     """Builds the optimisers of a module with at least one sparse embedding table.
 
-    Weight decay applies to weights, not to biases, nor to tables, where it would depend on how often a row is
-    seen.
+    Weight decay applies to weights, not to biases, nor to the scales of norms, nor to tables, where it would depend
+    on how often a row is seen.
     """
     tables = [layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding) and layer.sparse]
     in_tables = {id(table) for table in tables}
     named = [(name, weight) for name, weight in module.named_parameters() if id(weight) not in in_tables]
-    decayed = [weight for name, weight in named if not _is_bias(name)]
-    biases = [weight for name, weight in named if _is_bias(name)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+    decayed = [weight for name, weight in named if not _is_free(name)]
+    free = [weight for name, weight in named if _is_free(name)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     fused = {weight.device.type for _, weight in named} <= {"cpu", "cuda"}
     return Optimizers(
         sparse=SparseAdam(tables, lr=embedding_learning_rate),
@@ -45,5 +45,5 @@ def build_optimizers(
     )
 
 
-def _is_bias(name: str) -> bool:
-    return name.rpartition(".")[2].startswith("bias")
+def _is_free(name: str) -> bool:
+    return name.rpartition(".")[2].startswith(("bias", "scale"))

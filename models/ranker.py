@@ -5,7 +5,6 @@ O outputs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,85 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.attention import check_attention
 from models.embedding import FusedEmbedding
 from models.entire_space import TASKS, entire_space_probabilities
-from models.experts import BODIES, PLE, BodySize, MMoE, input_groups
-from models.extra_tasks import check_spaces, extra_outputs
-from models.inputs import Columns, Features, InputLayer, check_fields
-from models.numeric import NumericSize, check_numeric
+from models.experts import BODIES, GatedBody, input_groups
+from models.extra_tasks import extra_outputs
+from models.gating import GateLevel
+from models.inputs import Columns, Features, InputLayer
+from models.layers import SHARED_INPUT_DIMENSIONS
+from models.losses import AUXILIARY_HEADS
+from models.numeric import NumericSize
+from models.ranker_spec import LINEAR, RankerSpec, body_size, numeric_size
 from models.serialization import load_module, save_module
 from models.towers import TaskTowers
 
 __all__ = ["Features", "Ranker", "RankerSpec", "load_ranker", "predict", "save_ranker"]
 
 CONTEXT_HIDDEN_WIDTH = 32
-LINEAR = "linear"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerSpec:
-    """All that determines a ranker's architecture and its initial weights."""
-
-    body: str
-    """linear, single_task, shared_embedding, shared_bottom, mmoe or ple."""
-    categorical_cardinalities: dict[str, int]
-    """Number of ids of each field of the embedding table."""
-    numeric: list[str]
-    """Numeric columns, in order."""
-    bins: int
-    """Quantile bins of a numeric column."""
-    pooled: dict[str, str]
-    """Multi-valued columns, each with the field whose embeddings it averages, or attends to."""
-    single: list[str]
-    """Single-valued categorical columns, in order; each is a field of the same name."""
-    context: list[str]
-    """The columns of `single` that enter only the context bias."""
-    context_numeric: list[str]
-    """The columns of `numeric` that enter only the context bias."""
-    zero_bin: bool = False
-    """Whether a numeric column's zeros may lie apart, at position bins + 2."""
-    numeric_encoding: str = "piecewise_linear"
-    """piecewise_linear or periodic; the linear body's is piecewise-linear."""
-    frequencies: int = 16
-    """Frequencies of a numeric column (periodic)."""
-    frequency_scale: float = 1.0
-    """Standard deviation of the initial frequencies, in periods over all bins (periodic)."""
-    attention: list[str] = field(default_factory=list)
-    """The columns of `pooled` that are weighted by the candidate (DIN), not averaged; the linear body averages."""
-    attention_target: str = "item_id"
-    """The column of `single` that is the candidate."""
-    embedding_width: int = 16
-    numeric_width: int = 8
-    experts: int = 4
-    """Experts that all tasks share (mmoe, ple)."""
-    task_experts: int = 2
-    """Experts of each task alone (ple)."""
-    hidden: tuple[int, ...] = (128, 64)
-    """Widths of an expert's layers."""
-    tower: tuple[int, ...] = (32,)
-    """Widths of a task tower's hidden layers."""
-    levels: int = 2
-    """Extraction levels (ple)."""
-    dropout: float = 0.0
-    binary_tasks: dict[str, str] = field(default_factory=dict)
-    """Further binary tasks, each with the space of its label: impression, click or conversion."""
-    value_tasks: dict[str, str] = field(default_factory=dict)
-    """Labels that are numbers, none of them negative, whose mean is predicted; each with its space."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def heads(self) -> int:
-        """Number of logits T: click, conversion given a click, binary tasks, values."""
-        return TASKS + len(self.binary_tasks) + len(self.value_tasks)
-
-    def outputs(self) -> list[str]:
-        """Returns the names of what `predict` gives, in order."""
-        binary, values = (f"p_{name}" for name in self.binary_tasks), (f"expected_{name}" for name in self.value_tasks)
-        return ["p_click", "p_conversion", "p_click_and_conversion", *binary, *values]
 
 
 class ContextBias(nn.Module):
@@ -99,12 +35,15 @@ class ContextBias(nn.Module):
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
+        self.heads = spec.heads
         self.inputs = _input_layer(spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={}))
         self.towers = TaskTowers(tasks=spec.heads, input_width=self.inputs.width, hidden=(CONTEXT_HIDDEN_WIDTH,))
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
         """Returns logits (B, T)."""
-        logits_BT: Tensor = self.towers(self.inputs(features, table))
+        x = self.inputs(features, table)
+        # STEM's shared embeddings are no task's: the context has no use for them.
+        logits_BT: Tensor = self.towers(x if x.dim() == SHARED_INPUT_DIMENSIONS else x[:, : self.heads])
         return logits_BT
 
 
@@ -129,18 +68,28 @@ class DeepScorer(nn.Module):
             width=input_groups(spec.body, spec.heads) * spec.embedding_width,
         )
         self.inputs = _input_layer(spec, trunk)
-        self.body = BODIES[spec.body](_body_size(spec, input_width=self.inputs.width))
+        self.body = BODIES[spec.body](body_size(spec, input_width=self.inputs.width))
         self.towers = TaskTowers(tasks=spec.heads, input_width=spec.hidden[-1], hidden=spec.tower)
         self.context = ContextBias(spec) if spec.context or spec.context_numeric else None
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T)."""
-        logits_BT: Tensor = self.towers(self.body(self.inputs(features, self.table)))
-        return logits_BT if self.context is None else logits_BT + self.context(features, self.table)
+        return self.forward_with_gates(features)[0]
 
-    def gates(self, features: Features) -> list[Tensor]:
-        """Returns the body's expert weights level by level; none for a body without gates."""
-        return self.body.gates(self.inputs(features, self.table)) if isinstance(self.body, MMoE | PLE) else []
+    def forward_with_gates(self, features: Features) -> tuple[Tensor, list[Tensor]]:
+        """Returns logits (B, T) beside the body's expert weights level by level; none for a body without gates."""
+        x = self.inputs(features, self.table)
+        body, gates = self.body, list[Tensor]()
+        if isinstance(body, GatedBody):
+            output_BTD, gates = body.forward_with_gates(x)
+        else:
+            output_BTD = body(x)
+        logits_BT: Tensor = self.towers(output_BTD)
+        return logits_BT if self.context is None else logits_BT + self.context(features, self.table), gates
+
+    def gate_levels(self, tasks: Sequence[str]) -> list[GateLevel]:
+        """Names the body's gates and experts level by level; none for a body without gates."""
+        return self.body.gate_levels(tasks) if isinstance(self.body, GatedBody) else []
 
 
 class LinearScorer(nn.Module):
@@ -186,7 +135,8 @@ class Ranker(nn.Module):
         """Sets the bias so that an untrained ranker predicts the base rates, and the mean of each value.
 
         Rates are strictly between 0 and 1, means above 0; `extra` has those of further tasks within their spaces, by
-        name. Without it rare tasks spend their first steps on learning that they are rare.
+        name. Without it rare tasks spend their first steps on learning that they are rare. An imputed conversion
+        starts at the conversion's rate, a counterfactual one at what is left of 1.
         """
         binary = {name: (extra or {})[name] for name in self.spec.binary_tasks}
         rates = {"click": click_rate, "conversion": conversion_rate, **binary}
@@ -199,10 +149,32 @@ class Ranker(nn.Module):
         means_T = torch.tensor(list(means.values()), dtype=torch.float64)
         with torch.no_grad():
             self.bias_T[: len(rates) + len(means)].copy_(torch.cat([torch.logit(rates_T), means_T.log()]))
+            for head, sign in {"imputation": 1, "counterfactual": -1}.items():
+                if head in AUXILIARY_HEADS[self.spec.conversion_loss]:
+                    self.bias_T[self.spec.tasks().index(head)] = sign * self.bias_T[1]
+
+    def forward_with_gates(self, features: Features) -> tuple[Tensor, list[Tensor]]:
+        """Returns logits (B, T) and, of the same pass, what `gates` returns."""
+        if isinstance(self.scorer, LinearScorer):
+            return self(features), []
+        logits_BT, gates = self.scorer.forward_with_gates(features)
+        return logits_BT + self.bias_T, gates
 
     def gates(self, features: Features) -> list[Tensor]:
         """Returns the experts' weights (B, N, E) of N gates level by level; none for a body without gates."""
-        return self.scorer.gates(features) if isinstance(self.scorer, DeepScorer) else []
+        return self.forward_with_gates(features)[1]
+
+    def gate_levels(self) -> list[GateLevel]:
+        """Returns names of gates and experts, and which gate sees which, in the order of `gates`."""
+        return self.scorer.gate_levels(self.spec.tasks()) if isinstance(self.scorer, DeepScorer) else []
+
+    def gate_names(self) -> list[list[str]]:
+        """Returns the names of the N gates level by level, such as click, conversion and shared."""
+        return [level.gates for level in self.gate_levels()]
+
+    def expert_names(self) -> list[list[str]]:
+        """Returns the names of the E experts level by level, such as click 1 and shared 1."""
+        return [level.experts for level in self.gate_levels()]
 
 
 def predict(ranker: Ranker, features: Features, batch_size: int) -> NDArray[np.float32]:
@@ -234,25 +206,6 @@ def load_ranker(folder: Path) -> Ranker:
     return load_module(folder, RankerSpec, Ranker)
 
 
-def _check(spec: RankerSpec) -> None:
-    check_spaces(spec.binary_tasks, spec.value_tasks)
-    if spec.body not in {LINEAR, *BODIES}:
-        raise ValueError(f"body is {spec.body!r}, expected one of {[LINEAR, *BODIES]}")
-    check_fields([*spec.single, *spec.pooled.values()], spec.categorical_cardinalities)
-    check_numeric(_numeric_size(spec))
-    check_attention(spec.attention, spec.attention_target, pooled=spec.pooled, single=spec.single, context=spec.context)
-    for name, chosen, among in (
-        ("context", spec.context, spec.single),
-        ("context_numeric", spec.context_numeric, spec.numeric),
-    ):
-        if strangers := sorted(set(chosen) - set(among)):
-            raise ValueError(f"{name} names {strangers}, which are no inputs: expected names among {among}")
-    if len(spec.single) + len(spec.numeric) + len(spec.pooled) == len(spec.context) + len(spec.context_numeric):
-        raise ValueError("every input is a context column, nothing is left to rank by: add other columns")
-    if not spec.hidden:
-        raise ValueError("hidden is empty, expected the width of at least one layer, such as (128, 64)")
-
-
 def _columns(
     spec: RankerSpec,
     *,
@@ -271,33 +224,10 @@ def _columns(
     )
 
 
-def _numeric_size(spec: RankerSpec) -> NumericSize:
-    return NumericSize(
-        bins=spec.bins,
-        width=spec.numeric_width,
-        zero_bin=spec.zero_bin,
-        encoding=spec.numeric_encoding,
-        frequencies=spec.frequencies,
-        frequency_scale=spec.frequency_scale,
-    )
-
-
 def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
     return InputLayer(
         columns,
-        numeric=_numeric_size(spec),
+        numeric=numeric_size(spec),
         embedding_width=spec.embedding_width,
         groups=input_groups(spec.body, spec.heads),
-    )
-
-
-def _body_size(spec: RankerSpec, *, input_width: int) -> BodySize:
-    return BodySize(
-        input_width=input_width,
-        tasks=spec.heads,
-        hidden=spec.hidden,
-        experts=spec.experts,
-        task_experts=spec.task_experts,
-        levels=spec.levels,
-        dropout=spec.dropout,
     )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.embedding import FusedEmbedding
-from models.experts import ExpertLayers
 from models.inputs import Columns, Features, InputLayer, check_fields
+from models.layers import ExpertLayers
 from models.numeric import NumericSize
 from models.serialization import load_module, save_module
 

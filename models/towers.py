@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.experts import ExpertLayers, GroupedLinear
+from models.layers import ExpertLayers, GroupedLinear
 
 
 class TaskTowers(nn.Module):

@@ -18,7 +18,15 @@ Model = TypeVar("Model", Ranker, Retriever)
 
 FIRST_KNOWN = 3
 # These change neither what a weight means nor its shape.
-FREE = {"seed", "dropout", "temperature", "frequency_scale", "categorical_cardinalities"}
+FREE = {
+    "seed",
+    "dropout",
+    "gate_dropout",
+    "load_balance",
+    "temperature",
+    "frequency_scale",
+    "categorical_cardinalities",
+}
 
 
 def warm_start(
@@ -30,7 +38,7 @@ def warm_start(
     begin at the mean of the field's known rows ('mean'), or stay as the seed drew them ('seed', and 'mean' in a field
     without known ids). `known` names for each field the ids (K) int64, 3 or more, that mean the same in both models.
     All other weights are the base's, biases included. Raises ValueError when the two differ in more than the number of
-    ids, the seed, dropout and temperature.
+    ids, the seed and what acts in training alone.
     """
     _check_alike(fresh, base)
     weights = {name: weight.detach().clone() for name, weight in base.state_dict().items()}

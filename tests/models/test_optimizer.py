@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from models.embedding import FusedEmbedding
-from models.experts import GroupedLinear
+from models.layers import BatchNorm, GroupedLinear
 from models.optimizer import build_optimizers
 
 
@@ -48,3 +48,12 @@ def test_zero_grad_forgets_the_gradients() -> None:
     torch.autograd.backward(model.table(torch.tensor([[4]])).sum() + model.layer(torch.ones(1, 2)).sum())
     optimizers.zero_grad()
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_scale_of_a_norm_does_not_decay() -> None:
+    model = nn.ModuleDict({"model": Model(), "norm": BatchNorm(groups=1, width=2)})
+    optimizers = build_optimizers(model, learning_rate=0.1, embedding_learning_rate=0.1, weight_decay=0.3)
+    free = {
+        id(weight) for group in optimizers.dense.param_groups if not group["weight_decay"] for weight in group["params"]
+    }
+    assert {id(weight) for weight in model["norm"].parameters()} <= free

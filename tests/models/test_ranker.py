@@ -159,8 +159,13 @@ def test_gates_are_given_level_by_level_and_only_by_bodies_that_have_them() -> N
         "single_task": [],
         "shared_embedding": [],
         "shared_bottom": [],
+        "cross_stitch": [],
+        "moe": [(5, 1, 4)],
         "mmoe": [(5, 2, 4)],
+        "cgc": [(5, 2, 8)],
         "ple": [(5, 3, 8), (5, 2, 8)],
+        "adatt": [(5, 3, 8), (5, 2, 8)],
+        "stem": [(5, 3, 8), (5, 2, 8)],
     }
 
 

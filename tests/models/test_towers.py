@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.experts import GroupedLinear
+from models.layers import GroupedLinear
 from models.towers import TaskTowers
 
 

@@ -81,6 +81,22 @@ def test_a_warm_started_ranker_predicts_as_its_base_on_ids_that_both_know(body: 
     assert all(torch.equal(fresh.state_dict()[name], weight) for name, weight in others.items())
 
 
+def test_what_acts_in_training_alone_may_change() -> None:
+    base, fresh = ranker(BASE), Ranker(replace(GROWN, gate_dropout=0.2, load_balance=0.1, dropout=0.3))
+    warm_start(fresh, base=base, known=KNOWN, new_ids="mean")
+    rows = features(16, {name: ids.tolist() for name, ids in KNOWN.items()})
+    assert np.array_equal(predict(fresh, rows, 16), predict(base, rows, 16))
+
+
+def test_a_warm_start_brings_the_moments_of_batch_normalisation() -> None:
+    base = ranker(replace(BASE, expert_norm="batch"))
+    rows = features(64, {name: ids.tolist() for name, ids in KNOWN.items()})
+    base.train()(rows)
+    fresh = Ranker(replace(GROWN, expert_norm="batch"))
+    warm_start(fresh, base=base, known=KNOWN, new_ids="mean")
+    assert np.array_equal(predict(fresh, rows, 64), predict(base, rows, 64))
+
+
 def test_new_ids_begin_at_the_mean_of_the_known_rows_of_their_field() -> None:
     base, fresh = ranker(BASE), Ranker(GROWN)
     warm_start(fresh, base=base, known=KNOWN, new_ids="mean")
@@ -152,6 +168,8 @@ def test_a_warm_started_retriever_places_known_ids_as_its_base_does() -> None:
         ({"embedding_width": 8}, r"embedding_width \(here 8, there 4\)"),
         ({"hidden": (8, 8)}, r"hidden \(here \(8, 8\), there \(8,\)\)"),
         ({"bins": 5}, r"bins \(here 5, there 4\)"),
+        ({"expert_norm": "batch"}, r"expert_norm \(here 'batch', there 'none'\)"),
+        ({"gate_temperature": 2.0}, r"gate_temperature \(here 2.0, there 1.0\)"),
         ({"zero_bin": True}, r"zero_bin \(here True, there False\)"),
         ({"numeric_encoding": "periodic"}, r"numeric_encoding \(here 'periodic', there 'piecewise_linear'\)"),
         (
