@@ -36,14 +36,15 @@ def value_target(column: pl.Series, space: str, targets: Targets) -> tuple[torch
 
 def _label(column: pl.Series, space: str, targets: Targets) -> tuple[torch.Tensor, ...]:
     """Return the label (0 where the log has none), whether it has one, its space, and the mask of that space's task."""
-    happened = _happened(space, targets)
+    happened = in_space(space, targets)
     mask = targets.conversion_mask_B if space == "conversion" else targets.click_mask_B
     known = torch.from_numpy(column.is_not_null().to_numpy().astype(np.float32))
     label = torch.from_numpy(column.fill_null(0.0).to_numpy().astype(np.float32))
     return label, known, happened, mask
 
 
-def _happened(space: str, targets: Targets) -> torch.Tensor:
+def in_space(space: str, targets: Targets) -> torch.Tensor:
+    """Return what an impression counts for in a space: 0 outside, else 1 or an early conversion's target, (B)."""
     return {
         "impression": torch.ones_like(targets.clicks_B),
         "click": targets.clicks_B,
@@ -58,7 +59,7 @@ def base_means(
     means = {}
     for name, space in binary_tasks.items():
         labels = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)
-        rows = sum(float((_happened(space, day) * day.extra[name][1]).sum()) for day in days)
+        rows = sum(float((in_space(space, day) * day.extra[name][1]).sum()) for day in days)
         means[name] = (min(labels, rows) + 1) / (rows + 2)
     for name in value_tasks:
         total = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)

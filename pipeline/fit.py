@@ -8,16 +8,20 @@ import torch
 from numpy.typing import NDArray
 
 from models.extra_tasks import extra_losses
+from models.gating import load_balance_loss
 from models.inputs import Features
-from models.losses import Targets, task_losses
+from models.losses import AUXILIARY_HEADS, Propensity, Targets, task_losses, without_gradient
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict
+from models.task_weights import Balancing, build_balance
 from pipeline.config import Config
 from pipeline.dataset import Examples, device_of
 from pipeline.maturity import TASKS, base_rates
 from pipeline.stage import progress
 
 PREDICT_ROWS = 16_384
+SEPARATE = "single_task"
+"""The body whose networks are trained as if each were alone: a product's loss does not reach another's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,12 @@ class Fit:
     conversion_weight: float
     extra_weights: Mapping[str, float]
     """Of further tasks by name; that of a value is divided by its mean, so that its unit does not matter."""
+    debiasing_weight: float
+    """Of the losses that correct for what is clicked, within the task of conversion."""
+    counterfactual_prior_weight: float
+    """Within these, of the disagreement of factual and counterfactual."""
+    propensity: Propensity
+    balancing: Balancing
     seed: int
     device: torch.device
 
@@ -47,6 +57,14 @@ def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
         weight_decay=training.weight_decay,
         conversion_weight=training.conversion_weight,
         extra_weights={name: task.weight for name, task in config.labels.tasks.items()},
+        debiasing_weight=training.debiasing_weight,
+        counterfactual_prior_weight=training.counterfactual_prior_weight,
+        propensity=Propensity(floor=training.propensity_floor, self_normalised=training.self_normalised),
+        balancing=Balancing(
+            way=training.task_weights,
+            learning_rate=training.task_weight_learning_rate,
+            asymmetry=training.gradnorm_asymmetry,
+        ),
         seed=config.seed,
         device=device_of(training.device),
     )
@@ -75,6 +93,18 @@ def fit_ranker(
     else:
         begin(ranker)
     ranker.to(fit.device)
+    with torch.random.fork_rng(devices=[fit.device] if fit.device.type == "cuda" else []):
+        # Dropout draws from the global state: without this a fit would depend on what was drawn before.
+        torch.manual_seed(fit.seed)
+        best, curve = _train(ranker, fit, training, validation, weights)
+    ranker.load_state_dict(best)
+    return ranker.to("cpu").eval(), curve
+
+
+def _train(
+    ranker: Ranker, fit: Fit, training: list[Examples], validation: list[Examples], weights: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Return the weights of the best epoch and the curve of all."""
     optimizers = build_optimizers(
         ranker,
         learning_rate=fit.learning_rate,
@@ -82,6 +112,7 @@ def fit_ranker(
         weight_decay=fit.weight_decay,
     )
     generator = torch.Generator().manual_seed(fit.seed)
+    balance = build_balance(fit.balancing, ranker, balanced_tasks(ranker.spec), generator)
     best: dict[str, torch.Tensor] = {}
     curve: list[dict[str, float]] = []
     steps = sum(-(-len(day.clicks) // fit.batch_size) for day in training)
@@ -89,19 +120,39 @@ def fit_ranker(
         batches = _batches(training, fit, generator)
         total = 0.0
         ranker.train()
-        for features, targets in progress(batches, f"train {spec.body} epoch {epoch + 1}", steps):
+        for features, targets in progress(batches, f"train {ranker.spec.body} epoch {epoch + 1}", steps):
             optimizers.zero_grad()
-            losses = ranker_losses(ranker, features, targets)
-            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses, rest = _step_losses(ranker, fit, (features, targets), weights)
+            total += float(balance.backward(losses, rest))
             optimizers.step()
-            total += float(loss.detach())
         measured = _validation(ranker, validation, weights)
         if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
             best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
-        curve.append({"training": total / steps, **measured})
-    ranker.load_state_dict(best)
-    return ranker.to("cpu").eval(), curve
+        learned = {f"weight_{task}": weight for task, weight in balance.weights().items()}
+        curve.append({"training": total / steps, **measured, **learned})
+    return best, curve
+
+
+def balanced_tasks(spec: RankerSpec) -> list[str]:
+    """Return the names of the tasks whose losses are balanced: all losses of conversion are one task's."""
+    return ["click", "conversion", *spec.binary_tasks, *spec.value_tasks]
+
+
+def _step_losses(
+    ranker: Ranker, fit: Fit, batch: tuple[Features, Targets], weights: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Return the loss of each balanced task, with the weights that are set, and that of the gates' load balance."""
+    features, targets = batch
+    spec, rest = ranker.spec, None
+    if spec.load_balance > 0:
+        logits_BT, gates = ranker.forward_with_gates(features)
+        rest = spec.load_balance * load_balance_loss(gates, ranker.gate_levels()) if gates else None
+    else:
+        logits_BT = ranker(features)
+    parts: dict[str, list[torch.Tensor]] = {task: [] for task in balanced_tasks(spec)}
+    for name, loss in _losses(spec, logits_BT, targets, fit.propensity).items():
+        parts[name if name in parts else "conversion"].append(weights[name] * loss)
+    return {task: torch.stack(losses).sum() for task, losses in parts.items()}, rest
 
 
 def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> Iterator[tuple[Features, Targets]]:
@@ -112,16 +163,40 @@ def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> 
 
 
 def ranker_losses(ranker: Ranker, features: Features, targets: Targets) -> dict[str, torch.Tensor]:
-    """Return the loss of every task on a batch, by name."""
-    spec, logits_BT = ranker.spec, ranker(features)
-    return task_losses(logits_BT, targets) | extra_losses(logits_BT, targets, spec.binary_tasks, spec.value_tasks)
+    """Return every loss on a batch by name, as the ranker's spec asks for, corrections by default settings."""
+    return _losses(ranker.spec, ranker(features), targets, Propensity())
+
+
+def _losses(
+    spec: RankerSpec, logits_BT: torch.Tensor, targets: Targets, propensity: Propensity
+) -> dict[str, torch.Tensor]:
+    separate = spec.body == SEPARATE
+    losses = task_losses(
+        logits_BT,
+        targets,
+        conversion_loss=spec.conversion_loss,
+        auxiliary_B=logits_BT[:, -1] if AUXILIARY_HEADS[spec.conversion_loss] else None,
+        propensity=propensity,
+        separate=separate,
+    )
+    of_extra_BT = without_gradient(logits_BT, heads=len(TASKS)) if separate else logits_BT
+    return losses | extra_losses(of_extra_BT, targets, spec.binary_tasks, spec.value_tasks)
 
 
 def loss_weights(spec: RankerSpec, fit: Fit, means: Mapping[str, float]) -> dict[str, float]:
-    """Return the weight of each task's loss by name; `means` are those of further tasks within their spaces."""
+    """Return the weight of each loss by name; `means` are those of further tasks within their spaces."""
     extra = {name: fit.extra_weights[name] for name in spec.binary_tasks}
     extra |= {name: fit.extra_weights[name] / means[name] for name in spec.value_tasks}
-    return {"click": 1.0, "click_and_conversion": fit.conversion_weight, **extra}
+    debiasing = fit.debiasing_weight
+    return {
+        "click": 1.0,
+        "click_and_conversion": fit.conversion_weight,
+        "conversion": fit.conversion_weight if spec.conversion_loss == "click_only" else debiasing,
+        "imputation": debiasing,
+        "counterfactual": debiasing,
+        "counterfactual_prior": debiasing * fit.counterfactual_prior_weight,
+        **extra,
+    }
 
 
 def _validation(ranker: Ranker, days: list[Examples], weights: Mapping[str, float]) -> dict[str, float]:
