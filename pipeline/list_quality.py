@@ -1,6 +1,7 @@
 """How good the lists of a test day are: against next-day behaviour and, on simulated data, against the truth."""
 
 import datetime as dt
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.curves import thinned
 from pipeline.feature_plan import plan_of
+from pipeline.featurize import table_versions
 from pipeline.metrics import Interval
+from pipeline.popularity import NAMES, deciles_of, known_impressions
 from pipeline.rank import Lists, lists_frame, rank_lists
-from pipeline.ranking_metrics import coverage, evaluate_lists, gini
+from pipeline.ranking_metrics import coverage, evaluate_lists, gini, lorenz, recall_by_group
 from pipeline.retrieve import candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, load_day, numbered
 from pipeline.source_files import local_folder
@@ -39,7 +43,8 @@ def evaluate_day_lists(
 
     Returns:
         `retrieval` ({recall, ndcg} by label and k, of the ranked lists), `candidates` (the same before ranking),
-        `baselines` of lists under `popular_lists`, and `lists` (coverage, Gini, expected conversions).
+        `popular_retrieval` (of the most popular items), `retrieval_by_popularity` (recall of next-day clicks by the
+        item's decile), `lists` (coverage, Gini, expected conversions) and `exposure` (its Lorenz curve).
     """
     day = load_day(config, workspace, folder / "features", date, bundle.encoder)
     with replaced_folder(folder / f"lists-{date}") as kept:
@@ -48,11 +53,12 @@ def evaluate_day_lists(
         ranked = rank_lists(config, bundle, day, found)
         write_parquet(lists_frame(ranked, day, bundle.version), kept / "lists.parquet")
     popular = popular_candidates(day, config.ranking.list_length)
-    relevant, unlisted = _relevant(workspace, day)
+    relevant = _relevant(workspace, day)
+    shown, held = lorenz(ranked.items, catalogue_size=day.items.height)
     lists: dict[str, Any] = {
         "scored_for": str(date),
         "users": day.users.height,
-        "test_users_without_a_list": unlisted,
+        "test_users_without_a_list": relevant.users_without_a_list,
         "items": day.items.height,
         "coverage": coverage(ranked.items, catalogue_size=day.items.height),
         "gini": gini(ranked.items, catalogue_size=day.items.height),
@@ -61,33 +67,54 @@ def evaluate_day_lists(
     if config.evaluation.world is not None:
         lists["expected_conversions_of_top_10"] = _expected(config, source, day, ranked, popular)
     return {
-        "retrieval": _against(config, ranked.items, relevant),
-        "candidate_retrieval": _against(config, found.items, relevant),
-        "popular_retrieval": _against(config, popular, relevant),
+        "retrieval": _against(config, ranked.items, relevant.pairs),
+        "candidate_retrieval": _against(config, found.items, relevant.pairs),
+        "popular_retrieval": _against(config, popular, relevant.pairs),
+        "retrieval_by_popularity": _by_popularity(config, workspace, folder, day, ranked.items, relevant),
         "lists": lists,
+        "exposure": {
+            "lorenz": [[0.0, 0.0], *thinned(shown, held, along=(shown + held) / 2)],
+            "coverage": lists["coverage"],
+            "gini": lists["gini"],
+        },
     }
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _relevant(workspace: Workspace, day: Day) -> tuple[dict[str, Pairs], int]:
-    """Return user and item numbers of the day's clicks and conversions; items that no list can hold count as missed."""
+@dataclass(frozen=True)
+class Relevant:
+    """What users went on to do on the day.
+
+    Attributes:
+        pairs: by label, user and item numbers.
+        items: the id of each item number; the available ones come first.
+        users_without_a_list: users of the day that no list is for.
+    """
+
+    pairs: dict[str, Pairs]
+    items: pl.Series
+    users_without_a_list: int
+
+
+def _relevant(workspace: Workspace, day: Day) -> Relevant:
+    """Return the day's clicks and conversions; items that no list can hold have numbers too and count as missed."""
     rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
     joined = rows.join(numbered(day.users, "user"), on="user_id").join(
         numbered(day.items, "item"), on="item_id", how="left"
     )
-    unlisted = day.items.height + joined["item_id"].rank("dense").cast(pl.Int64)
+    unlisted = day.items.height - 1 + joined["item_id"].rank("dense").cast(pl.Int64)
     joined = joined.with_columns(pl.col("item_number").fill_null(unlisted))
     pairs = {}
     for label in ("click", "conversion"):
         chosen = joined.filter(pl.col(label))
         pairs[label] = (chosen["user_number"].to_numpy(), chosen["item_number"].to_numpy())
-    return pairs, rows["user_id"].n_unique() - joined["user_id"].n_unique()
+    numbers = pl.concat([day.items["item_id"], joined["item_id"].unique().sort()])
+    return Relevant(pairs, numbers, rows["user_id"].n_unique() - joined["user_id"].n_unique())
 
 
 def _against(config: Config, items_UK: NDArray[np.int64], relevant: dict[str, Pairs]) -> dict[str, Any]:
-    ks = [k for k in config.evaluation.ks if k <= items_UK.shape[1]] or [items_UK.shape[1]]
     found: dict[str, Any] = {"recall": {}, "ndcg": {}, "users": {}}
     for label, (users, items) in relevant.items():
         if not len(users):
@@ -97,7 +124,7 @@ def _against(config: Config, items_UK: NDArray[np.int64], relevant: dict[str, Pa
             lists_UK=items_UK,
             relevant_users=users,
             relevant_items=items,
-            ks=ks,
+            ks=_ks(config, items_UK),
             replicates=config.evaluation.replicates,
             seed=config.seed,
         )
@@ -105,6 +132,40 @@ def _against(config: Config, items_UK: NDArray[np.int64], relevant: dict[str, Pa
         found["ndcg"][label] = _by_k(measured["ndcg"])
         found["users"][label] = measured["users"]
     return found
+
+
+def _by_popularity(
+    config: Config, workspace: Workspace, folder: Path, day: Day, items_UK: NDArray[np.int64], relevant: Relevant
+) -> list[dict[str, Any]]:
+    """Return recall of next-day clicks by decile of the item's impressions known before; [] without a click."""
+    users, items = relevant.pairs["click"]
+    if not len(users):
+        return []
+    version = table_versions(folder)["interactions"]
+    known = known_impressions(config, workspace, version, day.day, "item_id")
+    measured = recall_by_group(
+        lists_UK=items_UK,
+        relevant_users=users,
+        relevant_items=items,
+        group_of_item=deciles_of(relevant.items, known).to_numpy(),
+        ks=_ks(config, items_UK),
+        replicates=config.evaluation.replicates,
+        seed=config.seed,
+    )
+    return [
+        {
+            "decile": name,
+            "pairs": measured[name]["pairs"],
+            "share": measured[name]["share"],
+            "recall": _by_k(measured[name]["recall"]),
+        }
+        for name in NAMES
+        if name in measured
+    ]
+
+
+def _ks(config: Config, items_UK: NDArray[np.int64]) -> list[int]:
+    return [k for k in config.evaluation.ks if k <= items_UK.shape[1]] or [items_UK.shape[1]]
 
 
 def _by_k(intervals: dict[int, Interval]) -> dict[str, dict[str, float]]:

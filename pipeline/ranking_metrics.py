@@ -6,6 +6,7 @@ replicates, M metrics.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -26,6 +27,14 @@ class ListMetrics(TypedDict):
     recall: dict[int, Interval]
     ndcg: dict[int, Interval]
     users: int
+
+
+class GroupRecall(TypedDict):
+    """Recall by list length among the relevant items of one group, their pairs and their share of all weight."""
+
+    pairs: int
+    share: float
+    recall: dict[int, Interval]
 
 
 def evaluate_lists(
@@ -71,6 +80,49 @@ def evaluate_lists(
     }
 
 
+def recall_by_group(  # noqa: PLR0913  # those of `evaluate_lists`, and the groups
+    *,
+    lists_UK: NDArray[np.int64],
+    relevant_users: NDArray[Any],
+    relevant_items: NDArray[Any],
+    group_of_item: NDArray[Any],
+    ks: Sequence[int],
+    replicates: int = 200,
+    seed: int = 0,
+) -> dict[Any, GroupRecall]:
+    """Divide the recall of `evaluate_lists` among groups of the relevant items, with 95 % intervals over users.
+
+    Arguments and errors as there; group_of_item has the group of each item code. A relevant item of a user with n of
+    them counts 1 / n, as it does in the mean over users; a group's recall is the share of its items' weight that the
+    first k slots hold, and its `share` is its part of the whole weight. So the recall of all items is the sum of
+    share times recall over the groups. A group without a relevant item is left out.
+    """
+    _check(lists_UK, relevant_users, relevant_items, ks)
+    users_P, items_P = _distinct(relevant_users, relevant_items)
+    _, evaluated_P = np.unique(users_P, return_inverse=True)
+    counts_E = np.bincount(evaluated_P)
+    weights_P, groups_P = 1 / counts_E[evaluated_P], group_of_item[items_P]
+    hits_PM = _slots(lists_UK[:, : max(ks)], users_P, items_P)[:, None] < np.array(ks)
+    found = {}
+    for group in np.unique(groups_P):
+        weights_of_P = np.where(groups_P == group, weights_P, 0.0)
+        held_EM = np.stack([sum_by(evaluated_P, weights_of_P * hits_P) for hits_P in hits_PM.T], axis=1)
+        all_E1 = sum_by(evaluated_P, weights_of_P)[:, None]
+        intervals = user_bootstrap(partial(_ratio, held_EM, all_E1), all_E1, replicates=replicates, seed=seed)
+        found[group] = GroupRecall(
+            pairs=int((groups_P == group).sum()),
+            share=float(all_E1.sum() / counts_E.size),
+            recall=dict(zip(ks, intervals, strict=True)),
+        )
+    return found
+
+
+def _ratio(held_EM: Floats, all_E1: Floats, counts_RE: Floats) -> Floats:
+    # Two orders of one sum may differ in the last bit, where all is held.
+    ratio_RM: Floats = np.minimum((counts_RE @ held_EM) / (counts_RE @ all_E1), 1.0)
+    return ratio_RM
+
+
 def coverage(lists_UK: NDArray[np.int64], *, catalogue_size: int) -> float:
     """Compute the share of the catalogue that at least one list shows, 0 when every slot is empty.
 
@@ -93,6 +145,20 @@ def gini(lists_UK: NDArray[np.int64], *, catalogue_size: int) -> float:
     # Items never shown take the first ranks and add nothing to the sum.
     ranks = np.arange(catalogue_size - exposures.size, catalogue_size) + 1
     return float((2 * ranks - catalogue_size - 1) @ exposures / (catalogue_size * exposures.sum()))
+
+
+def lorenz(lists_UK: NDArray[np.int64], *, catalogue_size: int) -> tuple[Floats, Floats]:
+    """Compute shares of the catalogue, items shown least first, and the shares of all slots that they take.
+
+    Both have shape (catalogue_size,) and end at 1; the Gini is 1 less twice the area under the curve from (0, 0).
+
+    Raises ValueError when the lists show nothing, or more items than the catalogue has.
+    """
+    exposures = np.sort(_exposures(lists_UK, catalogue_size))
+    if exposures.size == 0:
+        raise ValueError(f"all {lists_UK.size} slots are empty; the Lorenz curve is undefined: rank first")
+    held = np.concatenate([np.zeros(catalogue_size - exposures.size), np.cumsum(exposures)])
+    return np.arange(1, catalogue_size + 1) / catalogue_size, held / held[-1]
 
 
 def _recall(evaluated_P: Integers, slots_P: Integers, k: int) -> Floats:

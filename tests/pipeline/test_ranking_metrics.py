@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from pipeline.ranking_metrics import ListMetrics, coverage, evaluate_lists, gini
+from pipeline.ranking_metrics import ListMetrics, coverage, evaluate_lists, gini, lorenz, recall_by_group
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def measure(lists: list[list[int]], pairs: list[tuple[int, int]], ks: list[int], **settings: int) -> ListMetrics:
@@ -188,3 +191,66 @@ def test_a_catalogue_smaller_than_what_is_shown_is_refused() -> None:
 def test_a_gini_of_empty_lists_is_refused() -> None:
     with pytest.raises(ValueError, match="all 4 slots are empty; the Gini of exposure is undefined"):
         gini(np.full((2, 2), -1), catalogue_size=5)
+
+
+# Items 0 to 9 are of group "a", the others of "b".
+GROUPS = np.array(["a"] * 10 + ["b"] * 90)
+
+
+def grouped(lists: NDArray[np.int64], users: NDArray[Any], items: NDArray[Any], ks: list[int]) -> dict[Any, Any]:
+    return recall_by_group(
+        lists_UK=lists, relevant_users=users, relevant_items=items, group_of_item=GROUPS, ks=ks, replicates=50
+    )
+
+
+def test_a_relevant_item_counts_by_how_many_its_user_has() -> None:
+    # User 0 wants 3 and 50, each a half; user 1 wants 4. Of group a's weight 3/2, the first slot holds 4 alone.
+    found = grouped(np.array([[50, 3], [4, 60]]), np.array([0, 0, 1]), np.array([3, 50, 4]), [1, 2])
+    assert {name: row["pairs"] for name, row in found.items()} == {"a": 2, "b": 1}
+    assert {name: row["share"] for name, row in found.items()} == {"a": 0.75, "b": 0.25}
+    assert found["a"]["recall"][1].value == pytest.approx(1 / 1.5)
+    assert found["a"]["recall"][2].value == found["b"]["recall"][1].value == 1
+
+
+@given(seed=st.integers(0, 200))
+def test_the_groups_recalls_weighted_by_their_shares_sum_to_the_recall_of_all(seed: int) -> None:
+    sample = drawn(users=15, seed=seed)
+    whole = evaluate_lists(**sample, ks=[5, 20], replicates=2)["recall"]
+    found = grouped(sample["lists_UK"], sample["relevant_users"], sample["relevant_items"], [5, 20])
+    assert sum(row["share"] for row in found.values()) == pytest.approx(1)
+    for k in (5, 20):
+        parts = sum(row["share"] * row["recall"][k].value for row in found.values())
+        assert parts == pytest.approx(whole[k].value)
+
+
+def test_a_group_of_all_items_has_the_recall_of_all_with_its_interval() -> None:
+    sample = drawn(users=40, seed=2)
+    whole = evaluate_lists(**sample, ks=[5], replicates=50, seed=0)["recall"]
+    (only,) = recall_by_group(**sample, group_of_item=np.zeros(60, dtype=int), ks=[5], replicates=50, seed=0).values()
+    assert only["recall"][5].value == pytest.approx(whole[5].value)
+    assert (only["recall"][5].low, only["recall"][5].high) == pytest.approx((whole[5].low, whole[5].high))
+
+
+def test_no_relevant_pair_has_no_recall_by_group() -> None:
+    with pytest.raises(ValueError, match="no user has a relevant item"):
+        grouped(np.array([[1, 2]]), np.zeros(0, dtype=int), np.zeros(0, dtype=int), [1])
+
+
+def test_the_lorenz_curve_begins_with_the_items_shown_least() -> None:
+    # Of four items one is shown three times, one once, two never.
+    shares, held = lorenz(np.array([[7, 8], [7, -1], [7, -1]]), catalogue_size=4)
+    assert shares.tolist() == [0.25, 0.5, 0.75, 1]
+    assert held.tolist() == [0, 0, 0.25, 1]
+
+
+@given(seed=st.integers(0, 200))
+def test_the_gini_is_what_the_lorenz_curve_leaves_below_the_diagonal(seed: int) -> None:
+    lists_UK = drawn(users=5, seed=seed)["lists_UK"]
+    shares, held = lorenz(lists_UK, catalogue_size=60)
+    area = np.trapezoid(np.append(0, held), np.append(0, shares))
+    assert gini(lists_UK, catalogue_size=60) == pytest.approx(1 - 2 * area)
+
+
+def test_empty_lists_have_no_lorenz_curve() -> None:
+    with pytest.raises(ValueError, match="all 2 slots are empty; the Lorenz curve is undefined"):
+        lorenz(np.array([[-1, -1]]), catalogue_size=4)
