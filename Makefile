@@ -33,7 +33,8 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.bench_bodies
+	$(BIN)/counterpoise compare --config examples/simulated.toml --workspace $(WORKSPACE) --seeds 3 \
+		--output $(WORKSPACE)/compare.json --page $(WORKSPACE)/compare.html
 
 .venv-airflow/.installed: requirements-airflow.txt
 	$(PYTHON) -m venv .venv-airflow

@@ -207,21 +207,22 @@ def user_bootstrap(
     if not 0 < confidence < 1:
         raise ValueError(f"bootstrap confidence is {confidence}, expected between 0 and 1: 0.95 is usual")
     value_M = statistic(np.ones((1, len(required_UC))))[0]
-    draws_RM = np.concatenate([statistic(counts) for counts in _resamples(required_UC, replicates, seed)])
+    draws_RM = np.concatenate([statistic(counts) for counts in resamples(required_UC, replicates, seed)])
     low_M, high_M = np.quantile(draws_RM, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return [Interval(*map(float, bounds)) for bounds in zip(value_M, low_M, high_M, strict=True)]
+
+
+def resamples(required_UC: Floats, replicates: int, seed: int) -> Iterator[Floats]:
+    """Draw resamples of users in pieces of shape (r, U) that sum to the replicates; see `user_bootstrap`."""
+    generator = np.random.default_rng(seed)
+    step = max(1, CHUNK_CELLS // len(required_UC))
+    for start in range(0, replicates, step):
+        yield np.stack([_draw(generator, required_UC) for _ in range(min(step, replicates - start))])
 
 
 def sum_by(group_N: Integers, values_N: NDArray[Any], *, groups: int = 0) -> Floats:
     """Sum values of shape (N,) by group number, over at least the given number of groups."""
     return np.bincount(group_N, weights=values_N, minlength=groups).astype(np.float64, copy=False)
-
-
-def _resamples(required_UC: Floats, replicates: int, seed: int) -> Iterator[Floats]:
-    generator = np.random.default_rng(seed)
-    step = max(1, CHUNK_CELLS // len(required_UC))
-    for start in range(0, replicates, step):
-        yield np.stack([_draw(generator, required_UC) for _ in range(min(step, replicates - start))])
 
 
 def _draw(generator: np.random.Generator, required_UC: Floats) -> Floats:
