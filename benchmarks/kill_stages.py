@@ -35,7 +35,7 @@ from pipeline.workspace import Workspace
 from pipeline.world import SimulatorConfig
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank")
+STAGES = ("ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank")
 FIRST, SECOND = "first night", "second night"
 EXAMPLES = {"labelled log": "simulated.toml", "raw events": "events.toml"}
 SMALL = (

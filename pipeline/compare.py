@@ -59,11 +59,17 @@ def compare(study: Study, comparison: Comparison) -> dict[str, Any]:
         ValueError: a name is unknown, fewer than two models, or the measured days hold one class only.
     """
     _check(comparison)
-    trained = _train_all(study, comparison)
+    return compare_trained(study, _train_all(study, comparison), comparison.seeds, comparison.replicates)
+
+
+def compare_trained(
+    study: Study, trained: Mapping[str, Sequence[Trained]], seeds: int, replicates: int
+) -> dict[str, Any]:
+    """Compare models that predicted the measured days of a study, each with one or more seeds."""
     rows = study.rows()
     differences, models = {}, {name: _costs(many) for name, many in trained.items()}
     for task in TASKS:
-        measured = _measure(rows, task, trained, comparison.replicates, study.config.seed)
+        measured = _measure(rows, task, trained, replicates, study.config.seed)
         for name, model in measured.items():
             models[name].setdefault("tasks", {})[task] = _levels(model)
         differences[task] = differences_of(measured, _contrasts_of_areas(rows, task, trained))
@@ -73,8 +79,8 @@ def compare(study: Study, comparison: Comparison) -> dict[str, Any]:
             "source": study.source,
             "on": study.on,
             "days": [str(day) for day in study.measured_days()],
-            "seeds": comparison.seeds,
-            "replicates": comparison.replicates,
+            "seeds": seeds,
+            "replicates": replicates,
             "rule": RULE,
             "counts": counts(rows),
             "models": models,

@@ -1,7 +1,7 @@
 """What a study trains and measures on: the encoded examples of a featurized run, read once for many models."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from pipeline.split import Days
 from pipeline.workspace import Workspace
 
 Part = Literal["validation", "test"]
+ALL_SHARED = {"moe", "mmoe"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,15 @@ class Study:
     """Run and table version that the examples were read from: equal sources hold equal rows."""
 
     def spec(self, body: str, seed: int) -> RankerSpec:
-        """Return the spec of a body with the configuration's sizes."""
-        return ranker_spec(self.config, self.plan, self.encoder, body, seed)
+        """Return the spec of a body with the configuration's sizes.
+
+        A mixture without experts of a task alone (moe, mmoe) gets as many shared ones as the others have in all:
+        with the few that they share it would compare sizes, not bodies.
+        """
+        spec = ranker_spec(self.config, self.plan, self.encoder, body, seed)
+        if body in ALL_SHARED:
+            return replace(spec, experts=spec.experts + spec.heads * spec.task_experts)
+        return spec
 
     def measured_days(self) -> list[dt.date]:
         """Return the days of `measured`."""

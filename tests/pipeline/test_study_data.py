@@ -66,3 +66,13 @@ def test_a_run_of_other_features_is_refused(simulated_config: Config, study_work
 
 def _run(workspace: Workspace) -> str:
     return next((workspace.root / "runs").iterdir()).name
+
+
+def test_a_mixture_of_shared_experts_has_as_many_as_the_others_in_all(small_study: Study) -> None:
+    experts = {body: small_study.spec(body, 1).experts for body in ("ple", "moe", "mmoe")}
+    sizes = small_study.config.model
+    assert experts == {
+        "ple": sizes.experts,
+        "moe": sizes.experts + 2 * sizes.task_experts,
+        "mmoe": sizes.experts + 2 * sizes.task_experts,
+    }
