@@ -3,7 +3,7 @@
     python -m benchmarks.bench_oracle --config C --workspace W --source S --seeds 3 --bodies ple,single_task
 
 On a featurized workspace of a simulated log (ingest, featurize). The AUC is taken over the true probabilities of every
-test impression instead of its one label, so that the luck of labels, which on rare conversions is larger than any
+measured impression instead of its one label, so that the luck of labels, which on rare conversions is larger than any
 difference of models, does not enter. Printed per task, in its own space (click and click-and-conversion on impressions,
 conversion on clicks): the mean share over seeds, and its paired difference to single-task with a 95 % interval from
 a bootstrap that draws users and seeds.
@@ -11,7 +11,7 @@ a bootstrap that draws users and seeds.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -69,12 +69,14 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     source: Annotated[Path, typer.Option()] = Path("workspace/source"),
     bodies: Annotated[str, typer.Option()] = "ple,shared_bottom,single_task",
     seeds: Annotated[int, typer.Option(min=2)] = 3,
+    on: Annotated[Literal["validation", "test"], typer.Option()] = "validation",
+    run: Annotated[str | None, typer.Option(help="Run whose examples are read.")] = None,
     cache: Annotated[Path | None, typer.Option()] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Train the bodies and compare each with the oracle."""
     settings = load_config(config, dict(parse_override(text) for text in overrides or []))
-    study = load_study(settings, Workspace(workspace), on="test")
+    study = load_study(settings, Workspace(workspace), on=on, run=run)
     truth = read_truth(study, source)
     names = list(dict.fromkeys([*bodies.split(","), CONTROL]))
     found: dict[str, dict[str, Floats]] = {}
@@ -82,7 +84,7 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
         made = predictions(study, body, seeds, cache)
         found[body] = {task: shares(study, truth, task, made) for task in TASKS}
     table = Table(
-        title=f"{settings.name}, test day, {len(truth.click):,} impressions, {seeds} seeds: share of the oracle"
+        title=f"{settings.name}, {on} day, {len(truth.click):,} impressions, {seeds} seeds: share of the oracle"
     )
     for name in ("body", *(cell for task in TASKS for cell in (task, "- single-task"))):
         table.add_column(name)

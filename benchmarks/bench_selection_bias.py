@@ -5,7 +5,7 @@
 
 A model that learns conversions on clicked impressions alone is used on all of them when lists are ranked. On
 simulated logs the true probability of a conversion given a click is known for every impression, clicked or not.
-Printed on the test days, with labels as the night before knew them in training:
+Printed on the validation days (--on test for the others), with labels as the night before knew them in training:
 
 - ratio: mean predicted over mean true p_conversion, on all impressions, on clicked and on unclicked ones,
 - excess: mean Kullback-Leibler divergence from the truth to the prediction on all impressions, in 1e-3 nats, and its
@@ -15,7 +15,7 @@ Printed on the test days, with labels as the night before knew them in training:
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -55,21 +55,23 @@ def interval(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> tuple
     return float(of_rows_SN.mean()), *bounds(np.array(drawn))
 
 
-def main(  # typer reads options from the signature
+def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     config: Annotated[Path, typer.Option()] = Path("examples/simulated.toml"),
     workspace: Annotated[Path, typer.Option()] = Path("workspace"),
     source: Annotated[Path, typer.Option()] = Path("workspace/source"),
     seeds: Annotated[int, typer.Option(min=2)] = 3,
+    on: Annotated[Literal["validation", "test"], typer.Option()] = "validation",
+    run: Annotated[str | None, typer.Option(help="Run whose examples are read.")] = None,
     cache: Annotated[Path | None, typer.Option()] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Train with every loss and compare with the truth."""
     settings = load_config(config, dict(parse_override(text) for text in overrides or []))
-    study = load_study(settings, Workspace(workspace), on="test")
+    study = load_study(settings, Workspace(workspace), on=on, run=run)
     truth_N, rows = read_truth(study, source).conversion, study.rows()
     clicked_N, material = rows.clicks, Material(study.training, study.validation, {"measured": study.measured})
     excess: dict[str, Floats] = {}
-    table = Table(title=f"{settings.name}, test day, {len(truth_N):,} impressions, {seeds} seeds")
+    table = Table(title=f"{settings.name}, {on} day, {len(truth_N):,} impressions, {seeds} seeds")
     for name in ("loss", "ratio, all", "clicked", "unclicked", "excess", "excess - click-only [95 %]", "AUC"):
         table.add_column(name)
     for loss in LOSSES:

@@ -84,9 +84,15 @@ class MMoE(nn.Module):
         return [GateLevel(gates, shared_names(self.size), self.visible_NE)]
 
 
-def input_groups(body: str, tasks: int) -> int:
-    """Returns how many sets of embeddings a body reads: one for all tasks, one a task, or (STEM) one more."""
-    return {"single_task": tasks, "stem": tasks + 1}.get(body, 1)
+def input_groups(body: str, tasks: int, *, task_embeddings: bool) -> int:
+    """Returns how many sets of embeddings a body reads: one for all tasks, one a task, or one more that is shared.
+
+    Bodies with experts of each task (CGC, PLE, AdaTT) read the last where they are asked to, STEM always.
+    """
+    if body == "single_task":
+        return tasks
+    apart = body == "stem" or (task_embeddings and body in {"cgc", "ple", "adatt"})
+    return tasks + 1 if apart else 1
 
 
 def _customized_gate_control(size: BodySize) -> Levels:

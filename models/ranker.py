@@ -65,7 +65,7 @@ class DeepScorer(nn.Module):
         )
         self.table = FusedEmbedding(
             cardinalities=list(spec.categorical_cardinalities.values()),
-            width=input_groups(spec.body, spec.heads) * spec.embedding_width,
+            width=input_groups(spec.body, spec.heads, task_embeddings=spec.task_embeddings) * spec.embedding_width,
         )
         self.inputs = _input_layer(spec, trunk)
         self.body = BODIES[spec.body](body_size(spec, input_width=self.inputs.width))
@@ -229,5 +229,5 @@ def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
         columns,
         numeric=numeric_size(spec),
         embedding_width=spec.embedding_width,
-        groups=input_groups(spec.body, spec.heads),
+        groups=input_groups(spec.body, spec.heads, task_embeddings=spec.task_embeddings),
     )

@@ -46,6 +46,8 @@ class RankerSpec:
     attention_target: str = "item_id"
     """The column of `single` that is the candidate."""
     embedding_width: int = 16
+    task_embeddings: bool = False
+    """Whether each task's experts read embeddings of their own, the shared ones shared ones (cgc, ple, adatt)."""
     numeric_width: int = 8
     experts: int = 4
     """Experts that all tasks share (moe, mmoe, cgc, ple, adatt, stem); adatt may have none."""

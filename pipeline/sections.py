@@ -184,8 +184,22 @@ class Features(Section):
 class Model(Section):
     """The ranker's body and sizes."""
 
-    body: Literal["single_task", "shared_embedding", "shared_bottom", "mmoe", "ple"] = "ple"
+    body: Literal[
+        "single_task",
+        "shared_embedding",
+        "shared_bottom",
+        "cross_stitch",
+        "moe",
+        "mmoe",
+        "cgc",
+        "ple",
+        "adatt",
+        "stem",
+    ] = Field(default="ple", description="who shares what; each body reads the sizes that it has")
     embedding_width: Positive = 16
+    task_embeddings: bool = Field(
+        default=False, description="experts of a task read embeddings of their own (cgc, ple, adatt; stem always)"
+    )
     numeric_width: Positive = 8
     numeric_encoding: Literal["piecewise_linear", "periodic"] = Field(
         default="piecewise_linear", description="of a number's place among the training quantiles"
@@ -195,27 +209,28 @@ class Model(Section):
     sequence: Literal["mean", "attention"] = Field(
         default="mean", description="last clicked and converted items: averaged, or weighted by the candidate"
     )
-    experts: Positive = 4
-    task_experts: Positive = 2
-    levels: Positive = 1
+    experts: int = Field(default=4, ge=0, description="that all tasks share; only adatt does without")
+    task_experts: Positive = Field(default=2, description="of each task alone: cgc, ple, adatt, stem")
+    levels: Positive = Field(default=1, description="of experts: ple, adatt, stem; cgc has one")
     hidden: list[Positive] = [128, 64]
     tower: list[Positive] = [32]
     dropout: Share = 0.0
+    expert_activation: Literal["relu", "swish"] = "relu"
+    expert_norm: Literal["none", "layer", "batch"] = Field(default="none", description="before each activation")
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a gate loses an expert")
+    gate_temperature: Rate = Field(default=1.0, description="divides the gates' logits; above 1 mixes more evenly")
+    load_balance: float = Field(default=0.0, ge=0, description="weight of a loss on experts' uneven use")
 
 
-class Training(Section):
-    """How the ranker is fitted."""
+class Calibration(Section):
+    """From the ranker's probabilities to rates that hold, fitted on the validation days."""
 
-    epochs: Positive = 1
-    batch_size: Positive = 2048
-    learning_rate: Rate = 1e-3
-    embedding_learning_rate: Rate = 1e-3
-    baseline_learning_rate: Rate = Field(default=5e-3, description="of the logistic-regression baseline")
-    weight_decay: float = Field(default=0.0, ge=0)
-    conversion_weight: Rate = Field(default=1.0, description="weight of the click-and-conversion loss")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    warm_start: bool = Field(default=False, description="begin from the champion's weights; same as --warm-start")
-    new_ids: Literal["mean", "seed"] = Field(default="mean", description="where ids begin that the champion lacks")
+    method: Literal["platt", "isotonic", "none"] = Field(
+        default="platt", description="a line in log-odds, an increasing curve, or nothing"
+    )
+    min_positives: Positive = Field(
+        default=200, description="positives, and negatives, that a task needs; with fewer it is left as it is"
+    )
 
 
 class Retriever(Section):
@@ -263,6 +278,9 @@ class Evaluation(Section):
     replicates: int = Field(default=200, ge=20)
     truth: str | None = Field(default=None, description="file with impression_id, p_click, p_conversion (simulator)")
     world: str | None = Field(default=None, description="the simulator's world, for expected conversions of lists")
+    importance: bool = Field(default=True, description="permutes every feature of a sample of the test impressions")
+    importance_rows: Positive = Field(default=20_000, description="impressions of that sample")
+    importance_repeats: Positive = Field(default=3, description="permutations that an importance is the mean of")
 
     @field_validator("ks")
     @classmethod

@@ -155,7 +155,7 @@ def _size(*, tasks: int = 2, experts: int = 3, task_experts: int = 2, levels: in
 
 def _inputs(name: str, tasks: int) -> Tensor:
     """Seven rows: one input of all, or those of the body's groups."""
-    groups = input_groups(name, tasks)
+    groups = input_groups(name, tasks, task_embeddings=False)
     shape = (7, INPUT_WIDTH) if groups == 1 else (7, groups, INPUT_WIDTH)
     return torch.randn(shape, dtype=torch.float64)
 

@@ -106,8 +106,10 @@ def test_gate_dropout_is_left_out_in_evaluation() -> None:
     assert torch.equal(ranker.eval()(features), plain.eval()(features))
 
 
-def test_stem_gives_each_task_and_what_they_share_embeddings_of_their_own() -> None:
-    ranker, features = _ranker(replace(SPEC, body="stem", levels=1)).eval(), _features()
+@pytest.mark.parametrize(("body", "task_embeddings"), [("stem", False), ("ple", True), ("cgc", True)])
+def test_each_task_and_what_they_share_have_embeddings_of_their_own(body: str, task_embeddings: bool) -> None:  # noqa: FBT001
+    spec = replace(SPEC, body=body, levels=1, task_embeddings=task_embeddings)
+    ranker, features = _ranker(spec).eval(), _features()
     scorer = ranker.scorer
     assert isinstance(scorer, DeepScorer)
     assert isinstance(scorer.body, GatedBody)
@@ -115,6 +117,16 @@ def test_stem_gives_each_task_and_what_they_share_embeddings_of_their_own() -> N
     gradients = [torch.autograd.grad(ranker(features)[:, task].sum(), weight)[0].to_dense() for task in range(2)]
     reached = [(gradient.unflatten(1, (3, 4)) != 0).any(0).any(1).tolist() for gradient in gradients]
     assert reached == [[True, False, True], [False, True, True]]
+
+
+@pytest.mark.parametrize("body", ["adatt", "ple"])
+def test_task_embeddings_widen_the_table_of_bodies_with_task_experts_alone(body: str) -> None:
+    def width(name: str) -> int:
+        return (
+            Ranker(replace(SPEC, body=name, task_embeddings=True)).scorer.get_parameter("table.table.weight").shape[1]
+        )
+
+    assert width(body) == 3 * width("mmoe") == 3 * width("shared_bottom")
 
 
 @pytest.mark.parametrize(
