@@ -1,6 +1,6 @@
 """The synthetic experiment of the MMoE paper: how shared-bottom, one gate (OMoE) and MMoE fare as tasks differ more.
 
-    python -m benchmarks.mmoe_synthetic --runs 20
+    python -m benchmarks.mmoe_synthetic --runs 10
 
 Two regression tasks over x ~ N(0, I) in 100 dimensions, equations 2 to 5 of Ma et al. 2018, section 3.2: u1 and u2
 are orthogonal unit vectors, w1 = c u1, w2 = c (p u1 + sqrt(1 - p^2) u2), y = w x + sum of 6 sines of w x + noise of
@@ -12,7 +12,8 @@ The experiment passes where, at task correlation 0.5 and 0.9, the mean loss of M
 shared-bottom beyond a paired 95 % interval over runs, where the lead over shared-bottom grows as the correlation
 falls from 1.0 to 0.5, and where MMoE's standard deviation over runs is below shared-bottom's at 0.5 and 0.9.
 
-Cost: 3 correlations x 3 bodies x runs trainings of 20,000 rows, about 1.5 s each on one core.
+The paper tunes the learning rate; here it is 0.003 for all, by a few runs of other seeds (0.001 had not converged).
+Cost: 3 correlations x 3 bodies x runs trainings of 200,000 rows, about 4 s each on one core.
 """
 
 import itertools
@@ -36,7 +37,7 @@ CORRELATIONS = (1.0, 0.9, 0.5)
 NAMES = {"shared_bottom": "shared-bottom", "moe": "one gate (OMoE)", "mmoe": "MMoE"}
 DIMENSIONS, SINES, SCALE, NOISE = 100, 6, 1.0, 0.1
 EXPERTS, EXPERT_WIDTH, TOWER_WIDTH = 8, 16, 8
-LEARNING_RATE, BATCH = 1e-3, 100
+LEARNING_RATE, BATCH, FIRST_SEED = 3e-3, 100, 1000
 
 
 class Regression(nn.Module):
@@ -118,7 +119,7 @@ def verdicts(losses: dict[float, dict[str, NDArray[np.float64]]]) -> list[tuple[
 
 
 def main(
-    runs: Annotated[int, typer.Option(min=2)] = 20,
+    runs: Annotated[int, typer.Option(min=2)] = 10,
     rows: Annotated[int, typer.Option(min=BATCH)] = 200_000,
     held_out: Annotated[int, typer.Option(min=100)] = 10_000,
 ) -> None:
@@ -127,11 +128,11 @@ def main(
     widths = {"shared_bottom": matched_width(target), "moe": EXPERT_WIDTH, "mmoe": EXPERT_WIDTH}
     losses = {p: {body: np.zeros(runs) for body in NAMES} for p in CORRELATIONS}
     for correlation, run in itertools.product(CORRELATIONS, range(runs)):
-        generator = torch.Generator().manual_seed(run)
+        generator = torch.Generator().manual_seed(FIRST_SEED + run)
         x_ND, y_NT = draw_data(rows + held_out, correlation, generator)
         data, test = (x_ND[:rows], y_NT[:rows]), (x_ND[rows:], y_NT[rows:])
         for body, width in widths.items():
-            losses[correlation][body][run] = final_loss(body, width, data, test, run)
+            losses[correlation][body][run] = final_loss(body, width, data, test, FIRST_SEED + run)
     table = Table(title=f"mean squared error on {held_out:,} new rows after {rows:,}, {runs} runs, mean (spread)")
     for name in ("body", "parameters", *(f"correlation {p}" for p in CORRELATIONS)):
         table.add_column(name)
