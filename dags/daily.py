@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
-STAGES = ("ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank")
+STAGES = ("ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank")
 TIME_ZONE = os.environ.get("COUNTERPOISE_TIME_ZONE", "UTC")
 
 # Values reach bash as environment variables, so no path needs quoting. A task runs in a temporary folder that Airflow

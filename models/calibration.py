@@ -222,8 +222,8 @@ def _joined(blocks: Floats) -> Floats:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes a calibration as JSON that is either there as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
+    """Writes a calibration as JSON into a model folder, whole or not at all; its draft lies beside the folder."""
+    draft = path.parent.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(asdict(calibration), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.replace(path)
 

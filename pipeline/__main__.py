@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import threads, upkeep
+from pipeline import study, threads, upkeep
 from pipeline.options import (
     HERE,
     SIMULATED,
@@ -49,8 +49,8 @@ FULL = "no space left to write ({}): free space and run the same command again; 
 SPACE_WORDS = ("No space left on device", "File too large", "Disk quota exceeded")
 
 app = typer.Typer(
-    help="Interaction logs in, ranked candidate lists out. The stages, in order: ingest, featurize, train, evaluate, "
-    "register, retrieve, rank; `run` runs them all.",
+    help="Interaction logs in, ranked candidate lists out. The stages, in order: ingest, featurize, train, calibrate, "
+    "evaluate, register, retrieve, rank; `run` runs them all.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -71,7 +71,7 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     """Run every stage and print what came out."""
     from rich.console import Console
 
-    from pipeline.report import summary_table
+    from pipeline.report import summary_table, verdict_lines
     from pipeline.run import run as run_all
 
     settings, place = open_run(config, workspace, overrides, seed, warm_start=warm_start)
@@ -83,6 +83,7 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
         summary.write_text(json.dumps(made, indent=2, default=str) + "\n", encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(summary_table(made))
+    console.print("\n".join(verdict_lines(made)), soft_wrap=True, highlight=False, markup=False)
     lists = made["candidates"]
     console.print(
         f"version {made['registered_version']}: {made['decision']}\n"
@@ -163,7 +164,7 @@ def _stage(name: str) -> Callable[..., None]:
 
 
 def _call(name: str, config: "Config", workspace: "Workspace", source: str, date: dt.date | None) -> "Outcome":
-    from pipeline import evaluate, featurize, ingest, register, serve_lists, train
+    from pipeline import calibrate, evaluate, featurize, ingest, register, serve_lists, train
 
     if name == "ingest":
         return ingest.ingest(config, workspace, source, date)
@@ -173,6 +174,7 @@ def _call(name: str, config: "Config", workspace: "Workspace", source: str, date
     stages: dict[str, Callable[[Config, Workspace, Days], Outcome]] = {
         "featurize": featurize.featurize,
         "train": train.train,
+        "calibrate": calibrate.calibrate,
         "register": register.register,
         "retrieve": serve_lists.retrieve,
         "rank": serve_lists.rank,
@@ -184,14 +186,23 @@ STAGES = {
     "ingest": "Read the logs into tables/interactions; broken rows go to tables/quarantine.",
     "featurize": "Make point-in-time features and the encoder: tables/examples.",
     "train": "Train the ranker, the baseline and the retriever.",
-    "evaluate": "Measure them on the test days, with intervals.",
+    "calibrate": "Fit on the validation days what turns the ranker's probabilities into rates that hold.",
+    "evaluate": "Measure the models on the test days, with intervals.",
     "register": "Register the model in MLflow; promote it if it is no worse.",
     "retrieve": "Build the index and find every user's candidates with the champion.",
     "rank": "Score the candidates with the champion: tables/candidates.",
 }
 for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_stage(_name))
-for _command in (upkeep.audit, upkeep.backfill, upkeep.vacuum):
+for _command in (
+    study.report,
+    study.compare,
+    study.experiment,
+    study.tune,
+    upkeep.audit,
+    upkeep.backfill,
+    upkeep.vacuum,
+):
     app.command()(_command)
 
 

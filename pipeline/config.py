@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.sections import (
+    Calibration,
     Context,
     Evaluation,
     Features,
@@ -23,8 +24,18 @@ from pipeline.sections import (
     Source,
     Split,
     Tracking,
-    Training,
 )
+from pipeline.training_section import Training
+
+OWN_LOSSES = {
+    "click",
+    "click_and_conversion",
+    "conversion",
+    "imputation",
+    "counterfactual",
+    "counterfactual_prior",
+}
+"""`models.losses.LOSS_NAMES`, without loading torch."""
 
 
 class Config(Section):
@@ -42,6 +53,7 @@ class Config(Section):
     split: Split = Split()
     model: Model = Model()
     training: Training = Training()
+    calibration: Calibration = Calibration()
     retriever: Retriever = Retriever()
     retrieval: Retrieval = Retrieval()
     ranking: Ranking = Ranking()
@@ -126,8 +138,7 @@ def _task_problems(config: Config) -> list[str]:
     """Return what is wrong with tasks beyond click and conversion, and with the weights of the score."""
     tasks = config.labels.tasks
     problems = [
-        f"labels.tasks.{name} is the pipeline's own name: choose another"
-        for name in sorted(set(tasks) & {"click", "conversion", "click_and_conversion"})
+        f"labels.tasks.{name} is the pipeline's own name: choose another" for name in sorted(set(tasks) & OWN_LOSSES)
     ]
     for name, task in tasks.items():
         if task.label == "value" and (task.kind, task.space) != ("value", "conversion"):
@@ -136,6 +147,11 @@ def _task_problems(config: Config) -> list[str]:
             problems.append(
                 f"labels.tasks.{name}.label = {task.label!r} reads columns of a labelled log, but the source is raw "
                 "events: expected 'value', the value of a conversion"
+            )
+        if task.kind == "value" and config.training.task_weights in {"uncertainty", "gradnorm"}:
+            problems.append(
+                f"training.task_weights = {config.training.task_weights!r} needs losses that are never negative, "
+                f"and that of the number labels.tasks.{name} may be: use 'static' or 'pcgrad'"
             )
     outputs = {"p_click", "p_conversion", "p_click_and_conversion"}
     outputs |= {f"{'p' if task.kind == 'binary' else 'expected'}_{name}" for name, task in tasks.items()}

@@ -17,17 +17,21 @@ from models.ranker import load_ranker, predict
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import Examples, examples_from, read_examples, without_tasks
+from pipeline.diagnose import REPORTED, Evaluated, diagnose
 from pipeline.extra_metrics import evaluate_extra
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.featurize import KEPT, run_folder, table_versions
+from pipeline.figures import figures
 from pipeline.fit import PREDICT_ROWS
+from pipeline.html_report import write_evaluation_report
 from pipeline.list_quality import evaluate_day_lists
 from pipeline.metrics import Interval, evaluate_task, paired_difference
 from pipeline.report import write_report
-from pipeline.scoring import Bundle, load_bundle
+from pipeline.scored import Scored
+from pipeline.scoring import Bundle, load_run_bundle
 from pipeline.source_files import find_files, local_folder
 from pipeline.split import Days
-from pipeline.stage import Outcome
+from pipeline.stage import LOG, Outcome
 from pipeline.states import load_state
 from pipeline.workspace import Workspace, replaced_folder, write_json, write_parquet
 
@@ -54,7 +58,7 @@ class Impressions:
 
 
 def evaluate(config: Config, workspace: Workspace, days: Days, source: str | Path) -> Outcome:
-    """Write runs/<id>/evaluation: evaluation.json, report.md and the test days' predictions.
+    """Write runs/<id>/evaluation: evaluation.json, diagnostics.json, report.md and .html, and predictions.parquet.
 
     Each task is measured in its own space: click and click-and-conversion on all impressions, conversion on
     clicked ones. Labels count as known today, and those that may still change are counted; the model saw only what
@@ -64,13 +68,13 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: str | Pat
         ValueError: a stage before is missing, or the test days hold one class only.
     """
     folder = run_folder(config, workspace, days)
-    bundle = load_bundle(folder / "model", "this run")
+    bundle = load_run_bundle(folder)
     table, version = workspace.table("examples"), table_versions(folder)["examples"]
     examples = [read_examples(table, version, day, bundle.ranker.spec, None) for day in days.test]
     rows = impressions_of(examples)
     predictions = _predictions(config, workspace, days, examples, bundle, folder)
     truth = _truth(config, source, examples)
-    baselines = {name: predictions[name] for name in ("popularity", "logistic_regression")}
+    baselines = {name: predictions[name] for name in ("popularity", "logistic_regression", "uncalibrated")}
     if truth is not None:
         baselines["oracle"] = truth
     lists = [evaluate_day_lists(config, workspace, bundle, folder, day, source) for day in days.test]
@@ -82,15 +86,25 @@ def evaluate(config: Config, workspace: Workspace, days: Days, source: str | Pat
         "extra_tasks": evaluate_extra(config, bundle.ranker.spec, examples, predictions["model"]),
         **_merge_days(lists),
         "counts": _counts(rows, examples, days) | _immature(workspace, folder, examples),
+        "config": config.model_dump(mode="json"),
     }
     if truth is not None:
         result["share_of_oracle"] = _oracle_shares(result)
     _alarm(result["tasks"])
-    result = _without_nan(result)
+    scored = _scored(rows, examples, predictions["model"])
+    tested = Evaluated(scored, _by_task(predictions["reference"]), result["tasks"])
+    diagnosis = diagnose(config, workspace, days, bundle.ranker, tested)
+    result["diagnostics"] = {key: diagnosis[key] for key in REPORTED}
+    result = _without_nan(result | figures(config, workspace, days, folder, bundle, scored))
     with replaced_folder(folder / "evaluation") as evaluation:
         write_json(evaluation / "evaluation.json", result)
+        write_json(evaluation / "diagnostics.json", _without_nan(diagnosis))
         write_parquet(_prediction_frame(examples, predictions["model"]), evaluation / "predictions.parquet")
         write_report(evaluation / "report.md", config, days, result)
+        write_evaluation_report(folder, evaluation)
+    for verdict in diagnosis["verdicts"]:
+        if verdict["alarm"]:
+            LOG.warning("evaluate: %s", verdict["sentence"])
     auc = result["tasks"]["click_and_conversion"]["auc"]["value"]
     return Outcome(len(rows.clicks), len(rows.clicks), {"click_and_conversion_auc": round(auc, 4)})
 
@@ -102,12 +116,30 @@ def impressions_of(examples: list[Examples]) -> Impressions:
     return Impressions(frame["click"].to_numpy(), frame["conversion"].to_numpy(), codes)
 
 
+def _scored(rows: Impressions, examples: list[Examples], outputs: NDArray[np.float64]) -> Scored:
+    of_tasks = {task: rows.of_task(task) for task in TASKS}
+    return Scored(
+        [day.frame for day in examples],
+        [day.features for day in examples],
+        rows.users,
+        {task: labels for task, (labels, _) in of_tasks.items()},
+        {task: space for task, (_, space) in of_tasks.items()},
+        _by_task(outputs),
+    )
+
+
+def _by_task(outputs: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    return {task: outputs[:, OUTPUT_OF[task]] for task in TASKS}
+
+
 def _predictions(
     config: Config, workspace: Workspace, days: Days, examples: list[Examples], bundle: Bundle, folder: Path
 ) -> dict[str, NDArray[np.float64]]:
     baseline = load_ranker(folder / "model" / "logistic_regression")
+    own: list[NDArray[np.floating[Any]]] = [predict(bundle.ranker, day.features, PREDICT_ROWS) for day in examples]
     made: dict[str, list[NDArray[np.floating[Any]]]] = {
-        "model": [predict(bundle.ranker, day.features, PREDICT_ROWS) for day in examples],
+        "model": [bundle.calibration.apply(outputs, bundle.ranker.spec) for outputs in own],
+        "uncalibrated": own,
         "logistic_regression": [predict(baseline, day.features, PREDICT_ROWS) for day in examples],
         "reference": [_at_reference(config, workspace, bundle, folder, date) for date in days.test],
         "popularity": [
@@ -127,9 +159,7 @@ def _at_reference(
     users, items = side_frame(workspace, "users", config.users), side_frame(workspace, "items", config.items)
     features = example_features(load_state(folder / "features", date), rows, users, items, plan)
     encoded = pl.concat([rows.select(KEPT), encode(features, bundle.encoder)], how="horizontal")
-    return predict(
-        bundle.ranker, examples_from(encoded, without_tasks(bundle.ranker.spec), None).features, PREDICT_ROWS
-    )
+    return bundle.predict(examples_from(encoded, without_tasks(bundle.ranker.spec), None).features, PREDICT_ROWS)
 
 
 def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Examples) -> NDArray[np.float64]:
@@ -256,6 +286,8 @@ def _alarm(tasks: dict[str, dict[str, dict[str, float]]]) -> None:
 def _without_nan(values: Any) -> Any:
     if isinstance(values, dict):
         return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
     return None if isinstance(values, float) and math.isnan(values) else values
 
 

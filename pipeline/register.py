@@ -9,17 +9,20 @@ import numpy as np
 import polars as pl
 
 from features.encoding import encode, load_encoder
-from models.ranker import predict
 from pipeline import tracking
 from pipeline.config import Config
 from pipeline.dataset import examples_from, without_tasks
+from pipeline.diagnose import logged
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS
-from pipeline.scoring import check_features, load_bundle
+from pipeline.provenance import git_commit
+from pipeline.scoring import check_features, load_bundle, load_run_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.workspace import Workspace, read_json, write_json
+
+REPORTS = ("report.md", "report.html", "evaluation.json", "diagnostics.json")
 
 
 def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -33,7 +36,7 @@ def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
     folder = run_folder(config, workspace, days)
     evaluation = read_json(folder / "evaluation" / "evaluation.json", "evaluate")
     encoder = load_encoder(folder / "model" / "encoder.json")
-    bundle = load_bundle(folder / "model", "this run")
+    bundle = load_run_bundle(folder)
     client = tracking.connect(config, workspace)
     own = log_loss_on_test_days(config, folder, days, folder / "model", "this run")
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,17 +46,18 @@ def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
         "run": folder.name,
         "data_set": config.name,
         "config_digest": config.digest(),
-        "git_commit": tracking.git_commit(),
+        "git_commit": git_commit(),
         "test_days": f"{days.test[0]} to {days.test[-1]}",
         **{f"table_{name}": version for name, version in table_versions(folder).items()},
     }
+    diagnosed, tags = logged(evaluation["diagnostics"])
     version = tracking.log_version(
         config,
         model=folder / "model",
         sign=tracking.signature(bundle.ranker.spec, encoder),
-        metrics=_metrics(evaluation),
-        record=record,
-        files=[folder / "evaluation" / name for name in ("report.md", "evaluation.json")],
+        metrics=_metrics(evaluation) | diagnosed,
+        record=record | tags,
+        files=[folder / "evaluation" / name for name in REPORTS],
     )
     tracking.decide(config, client, version, {"run": folder.name, **decision}, promoted=promoted)
     write_json(folder / "register.json", {"version": version, "promoted": promoted, **decision, **record})
@@ -73,7 +77,7 @@ def log_loss_on_test_days(config: Config, folder: Path, days: Days, model: Path,
         raw = pl.read_parquet(folder / "features" / f"raw-{day}.parquet")
         encoded = pl.concat([raw.select(KEPT), encode(raw, bundle.encoder)], how="horizontal")
         examples = examples_from(encoded, without_tasks(bundle.ranker.spec), None)
-        predicted = predict(bundle.ranker, examples.features, PREDICT_ROWS)[:, 2].astype(np.float64)
+        predicted = bundle.predict(examples.features, PREDICT_ROWS)[:, 2].astype(np.float64)
         clipped = np.clip(predicted, 1e-12, 1 - 1e-12)
         labels = examples.conversions.numpy() > 0
         total -= float(np.where(labels, np.log(clipped), np.log1p(-clipped)).sum())

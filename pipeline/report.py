@@ -108,6 +108,12 @@ def _list_tables(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def verdict_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a line a verdict, those that alarm first and marked."""
+    verdicts = sorted(summary["evaluation"]["diagnostics"]["verdicts"], key=lambda verdict: not verdict["alarm"])
+    return [("ALARM: " if verdict["alarm"] else "") + verdict["sentence"] for verdict in verdicts]
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the table that `counterpoise run` prints at its end."""
     result = summary["evaluation"]

@@ -2,15 +2,19 @@
 
 import datetime as dt
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from models.calibration import CALIBRATION_FILE
 from pipeline import tables
+from pipeline.calibrate import calibrate
 from pipeline.config import Config
 from pipeline.evaluate import evaluate
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
+from pipeline.html_report import write_run_report
 from pipeline.ingest import ingest
 from pipeline.register import register
 from pipeline.serve_lists import rank, retrieve
@@ -34,6 +38,7 @@ def run(config: Config, workspace: Workspace, source: str | Path, date: dt.date 
     stages += [
         measure("featurize", lambda: featurize(config, workspace, days)),
         measure("train", lambda: train(config, workspace, days)),
+        measure("calibrate", lambda: calibrate(config, workspace, days)),
         measure("evaluate", lambda: evaluate(config, workspace, days, source)),
         measure("register", lambda: register(config, workspace, days)),
         measure("retrieve", lambda: retrieve(config, workspace, days)),
@@ -66,15 +71,16 @@ def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Mea
             **counts,
         },
         "evaluation": read_json(folder / "evaluation" / "evaluation.json", "evaluate"),
-        "report": str(folder / "evaluation" / "report.md"),
+        "report": str(folder / "evaluation" / "report.html"),
         "config": config.model_dump(mode="json"),
     }
     write_json(folder / "summary.json", summary)
+    write_run_report(folder, folder / "evaluation" / "report.html")  # once more, now that the decision is known
     return summary
 
 
 def run_digest(workspace: Workspace, folder: Path, days: Days) -> str:
-    """Return one SHA-256 over the rows of the tables and the weights: equal for equal source, config and seed.
+    """Return one SHA-256 over rows of the tables, weights and calibration: equal for equal source, config and seed.
 
     The version number of the model is left out, since a registry counts on.
     """
@@ -92,4 +98,6 @@ def run_digest(workspace: Workspace, folder: Path, days: Days) -> str:
             digest.update(f"{name} {day} {tables.digest(rows)}\n".encode())
     weights = read_json(folder / "model" / "training.json", "train")["digests"]
     digest.update(f"{sorted(weights.items())}".encode())
+    calibration = read_json(folder / "model" / CALIBRATION_FILE, "calibrate")
+    digest.update(json.dumps(calibration, sort_keys=True).encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features.asof import KNOWN_FROM, FeatureState, item_features, pair_features, side_as_of, user_features
 from features.encoding import Encoder, encode, load_encoder
 from features.plan import FeaturePlan
+from models.calibration import CALIBRATION_FILE, Calibration, load_calibration
 from models.inputs import Features
 from models.ranker import Ranker, load_ranker, predict
 from models.retriever import Retriever, load_retriever
@@ -21,7 +22,7 @@ from pipeline.config import Config
 from pipeline.dataset import lists, tensors
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.states import load_state
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, read_json
 
 PAIRS = 65_536
 PREDICT_PAIRS = 4_096  # larger batches leave the cache: the kernel then maps fresh pages for every activation
@@ -34,7 +35,12 @@ class Bundle:
     encoder: Encoder
     ranker: Ranker
     retriever: Retriever
+    calibration: Calibration
     version: str
+
+    def predict(self, features: Features, batch_size: int) -> NDArray[np.float32]:
+        """Return the ranker's calibrated outputs, (N, O) in the order of its spec's: all that leaves a model."""
+        return self.calibration.apply(predict(self.ranker, features, batch_size), self.ranker.spec)
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,25 @@ class Day:
 
 
 def load_bundle(folder: Path, version: str) -> Bundle:
-    """Read a model folder.
+    """Read a model folder; one without a calibration, such as a champion of version 0.2, serves its own probabilities.
 
     Raises:
-        ValueError: a file of it is missing or damaged.
+        ValueError: a file of it is missing or damaged, or the calibration belongs to other weights.
     """
-    return Bundle(
-        load_encoder(folder / "encoder.json"),
-        load_ranker(folder / "ranker"),
-        load_retriever(folder / "retriever"),
-        version,
-    )
+    encoder, ranker = load_encoder(folder / "encoder.json"), load_ranker(folder / "ranker")
+    calibration = load_calibration(folder / CALIBRATION_FILE, ranker)
+    return Bundle(encoder, ranker, load_retriever(folder / "retriever"), calibration, version)
+
+
+def load_run_bundle(folder: Path) -> Bundle:
+    """Read the model of a run's folder.
+
+    Raises:
+        ValueError: as `load_bundle`, or the run was not calibrated.
+    """
+    bundle = load_bundle(folder / "model", "this run")
+    read_json(folder / "model" / CALIBRATION_FILE, "calibrate")
+    return bundle
 
 
 def check_features(bundle: Bundle, plan: FeaturePlan) -> None:
@@ -199,7 +213,7 @@ def score_pairs(
         pairs = pairs.with_columns(pl.lit(value).alias(name) for name, value in references.items())
         codes = encode(pair_features(day.state, pairs, plan).select(plan.pair_columns()), bundle.encoder)
         features = blocks.features(users[rows], items[rows], codes)
-        yield rows, predict(bundle.ranker, features, PREDICT_PAIRS)
+        yield rows, bundle.predict(features, PREDICT_PAIRS)
 
 
 class _PairColumns:

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import logging
-import shutil
-import subprocess
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,19 +137,6 @@ def decide(config: Config, client: MlflowClient, version: str, decision: dict[st
     for key, value in decision.items():
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_alias(name, CHAMPION if promoted else CHALLENGER, version)
-
-
-def git_commit() -> str:
-    """Return the commit of this checkout, or say that there is none."""
-    if shutil.which("git") is None:
-        return "no git on this machine"
-    found = subprocess.run(  # noqa: S603
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "no git checkout"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

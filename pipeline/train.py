@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,21 +11,25 @@ import torch
 
 from features.encoding import load_encoder
 from models.inputs import Features
+from models.losses import UNSTABLE
 from models.optimizer import build_optimizers
-from models.ranker import RankerSpec, save_ranker
+from models.ranker import Ranker, RankerSpec, save_ranker
 from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_retriever
 from models.serialization import weights_digest
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.control import CONTROL, fit_control, why_no_control
 from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder, table_versions
 from pipeline.fit import fit_of, fit_ranker
 from pipeline.maturity import check_classes, maturity_of, maturity_record
 from pipeline.split import Days
-from pipeline.stage import Outcome, progress
+from pipeline.stage import LOG, Outcome, progress
 from pipeline.warm_start import read_beginnings
 from pipeline.workspace import Workspace, replaced_folder, write_json
+
+WHY_UNSTABLE = "it learns imputed labels beside what they supervise; hold its validation losses against esmm's"
 
 
 def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -32,7 +37,7 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
 
     A label counts only where it was known before the first test day began, as it would have been that night;
     labels.immature says what becomes of those that may still change then. With training.warm_start all models begin
-    from the champion that featurize recorded.
+    from the champion that featurize recorded. The control of separate networks lies beside the model, in control/.
 
     Raises:
         ValueError: featurize has not run, the rows that train a task hold one class only, labels.immature = 'weight'
@@ -53,6 +58,8 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     labels = maturity_record(maturity, supervisions, [day.supervision for day in validation])
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it, and filling costs 5 % of a step
+    if config.training.conversion_loss in UNSTABLE:
+        LOG.warning("training.conversion_loss = %r is unstable: %s", config.training.conversion_loss, WHY_UNSTABLE)
     fit = fit_of(config)
     linear_fit = fit_of(config, config.training.baseline_learning_rate)
     linear_spec = ranker_spec(config, plan, encoder, "linear", config.seed)
@@ -67,25 +74,20 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
         save_retriever(retriever, model / "retriever")
         shutil.copy(folder / "features" / "encoder.json", model / "encoder.json")
         digests = {"ranker": weights_digest(ranker), "retriever": weights_digest(retriever)}
-        record = {
+        record: dict[str, Any] = {
             "ranker": curve,
             "logistic_regression": baseline_curve,
             "retriever": losses,
             "digests": digests,
             "labels": labels,
             "warm_start": begin.record,
+            "conversion_loss": told_loss(config),
+            "task_weights": config.training.task_weights,
         }
+        if why_no_control(config) is None:
+            record[CONTROL], digests[CONTROL] = fit_control(spec, fit, training, validation, folder / "control")
         write_json(model / "training.json", record)
-    rows = sum(len(day.features) for day in training)
-    parameters = sum(weight.numel() for weight in ranker.parameters())
-    notes = {
-        "parameters": parameters,
-        "epochs": len(curve),
-        "body": config.model.body,
-        "left_out_of_conversion_loss": sum(labels["training"]["click_and_conversion"]["left_out"].values()),
-        "epoch_selected_by": labels["epoch_selected_by"],
-    }
-    return Outcome(rows, rows, notes)
+    return _outcome(config, ranker, training, len(curve), labels)
 
 
 def fit_retriever(
@@ -168,6 +170,25 @@ def retriever_loss(retriever: Retriever, batch: Clicked) -> torch.Tensor:
         for space, weights in enumerate((torch.ones_like(batch.conversions), batch.conversions))
     ]
     return torch.stack(losses).sum()
+
+
+def told_loss(config: Config) -> str:
+    """Return how conversions were supervised, and whether that is unstable."""
+    name = config.training.conversion_loss
+    return f"{name} (unstable)" if name in UNSTABLE else name
+
+
+def _outcome(config: Config, ranker: Ranker, training: list[Examples], epochs: int, labels: dict[str, Any]) -> Outcome:
+    rows = sum(len(day.features) for day in training)
+    notes = {
+        "parameters": sum(weight.numel() for weight in ranker.parameters()),
+        "epochs": epochs,
+        "body": config.model.body,
+        "left_out_of_conversion_loss": sum(labels["training"]["click_and_conversion"]["left_out"].values()),
+        "epoch_selected_by": labels["epoch_selected_by"],
+        "conversion_loss": told_loss(config),
+    }
+    return Outcome(rows, rows, notes)
 
 
 def _sides(

@@ -126,6 +126,9 @@ def _lists() -> dict[str, Any]:
     lorenz = [[0.0, 0.0], [0.9, 0.1], [1.0, 1.0]]
     return {
         **dict.fromkeys(("retrieval", "candidate_retrieval", "popular_retrieval"), found),
+        "retrieval_by_popularity": [
+            {"decile": decile, "pairs": 20, "share": 0.25, "recall": by_k} for decile in ("none", "1", "2", "10")
+        ],
         "exposure": {"lorenz": lorenz, "coverage": 0.4, "gini": 0.9},
         "lists": {"scored_for": "2026-01-05", "users": 60, "items": 50, "coverage": 0.4, "gini": 0.9},
     }

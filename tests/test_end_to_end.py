@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from mlflow.tracking import MlflowClient
 
 from pipeline import tables, threads
 from pipeline.simulate import simulate
@@ -143,7 +144,7 @@ def test_users_without_history_get_popular_items(first: Ran) -> None:
 
 
 def test_the_summary_keeps_its_stable_surface(first: Ran) -> None:
-    stages = ["ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank"]
+    stages = ["ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank"]
     assert list(first.summary["stages"]) == sorted(stages) or list(first.summary["stages"]) == stages
     for stage in first.summary["stages"].values():
         assert {"rows_in", "rows_out", "seconds", "peak_mib"} <= set(stage)
@@ -155,7 +156,7 @@ def test_the_summary_keeps_its_stable_surface(first: Ran) -> None:
         for metrics in tasks.values():
             assert set(metrics) == {"auc", "gauc", "log_loss", "normalised_entropy", "pcoc", "ece"}
             assert set(metrics["auc"]) == {"value", "low", "high"}
-    assert set(evaluation["baselines"]) == {"popularity", "logistic_regression", "oracle"}
+    assert set(evaluation["baselines"]) == {"popularity", "logistic_regression", "oracle", "uncalibrated"}
     assert set(evaluation["retrieval"]["recall"]["click"]) == {"5", "20"}
     assert evaluation["counts"]["impressions"] == 5000
 
@@ -163,7 +164,7 @@ def test_the_summary_keeps_its_stable_surface(first: Ran) -> None:
 def test_each_stage_logs_one_line(first: Ran) -> None:
     for stage in first.summary["stages"]:
         assert sum(stage in line.split()[1:2] and "rows in" in line for line in first.logged.splitlines()) == 1
-    assert first.logged.count("rows in") == 7
+    assert first.logged.count("rows in") == 8
 
 
 def test_the_model_learns_and_stays_below_the_truth(first: Ran) -> None:
@@ -238,3 +239,17 @@ def test_nothing_in_the_registered_model_is_a_pickle(first: Ran) -> None:
     assert any(path.name == "weights.safetensors" for path in files)
     assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".joblib"}]
     assert not any(path.read_bytes()[:1] == b"\x80" and path.suffix != ".safetensors" for path in files)
+
+
+def test_verdicts_are_printed_and_logged_with_the_figures_behind_them(first: Ran) -> None:
+    diagnostics = first.summary["evaluation"]["diagnostics"]
+    client = MlflowClient(f"sqlite:///{first.workspace / 'mlflow.db'}")
+    logged = client.get_run(client.get_model_version_by_alias("counterpoise", "champion").run_id).data
+    for verdict in diagnostics["verdicts"]:
+        assert verdict["sentence"] in first.printed
+        assert logged.tags[f"verdict_{verdict['name']}"] == verdict["sentence"]
+        assert first.logged.count(f"evaluate: {verdict['sentence']}") == verdict["alarm"]
+    cosine = diagnostics["gradient_cosine"]["dense"]["mean"]
+    assert logged.metrics["diagnostics/gradient_cosine/dense/mean"] == pytest.approx(cosine)
+    assert (first.folder / "control" / "weights.safetensors").exists()
+    assert not list((first.workspace / "mlartifacts").rglob("control"))

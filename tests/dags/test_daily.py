@@ -17,7 +17,7 @@ if importlib.util.find_spec("airflow") is None:
     pytest.skip("Airflow lives in an environment of its own: make test-dag", allow_module_level=True)
 
 ROOT = Path(__file__).parent.parent.parent
-STAGES = ["ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank"]
+STAGES = ["ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank"]
 
 
 @pytest.fixture(scope="module")

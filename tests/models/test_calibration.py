@@ -190,8 +190,10 @@ def test_a_saved_calibration_is_read_back(tmp_path: Path, method: str, curve: Pl
         fitted_on={"click": {"rows": 10, "positives": 4, "pcoc": 0.9}},
         weights_sha256=weights_digest(ranker),
     )
-    save_calibration(made, tmp_path / CALIBRATION_FILE)
-    assert load_calibration(tmp_path / CALIBRATION_FILE, ranker) == made
+    (tmp_path / "model").mkdir()
+    save_calibration(made, tmp_path / "model" / CALIBRATION_FILE)
+    assert load_calibration(tmp_path / "model" / CALIBRATION_FILE, ranker) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_model_without_a_calibration_keeps_its_probabilities(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from features.encoding import encode, load_encoder
+from models.calibration import Calibration, Platt, log_odds, sigmoid
 from models.ranker import Ranker, predict
 from models.retriever import Retriever
 from pipeline import tables
@@ -50,7 +51,7 @@ def bundle(config: Config, workspace: Workspace, days: Days) -> Bundle:
     encoder = load_encoder(run_folder(config, workspace, days) / "features" / "encoder.json")
     ranker = Ranker(ranker_spec(config, plan, encoder, "mmoe", 3)).eval()
     retriever = Retriever(retriever_spec(config, plan, encoder, 3)).eval()
-    return Bundle(encoder, ranker, retriever, "1")
+    return Bundle(encoder, ranker, retriever, Calibration(), "1")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,21 @@ def test_a_pair_scores_as_its_example_does_at_the_reference_context(
         made[rows] = part
     assert len(made) > 300
     np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_lists_are_ordered_by_calibrated_outputs(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    curves = {"click": Platt(0.5, 1.0), "conversion": Platt(2.0, -0.3)}
+    calibrated = replace(bundle, calibration=Calibration(method="platt", curves=curves))
+    frame = lists_frame(rank_lists(config, calibrated, day, found), day, "1")
+    own = lists_frame(rank_lists(config, bundle, day, found), day, "1")
+    both = frame.join(own, on=["user_id", "item_id"], suffix="_own")
+    assert both.height > 100
+    for name, slope, intercept in (("p_click", 0.5, 1.0), ("p_conversion", 2.0, -0.3)):
+        expected = sigmoid(slope * log_odds(both[f"{name}_own"].to_numpy()) + intercept)
+        np.testing.assert_allclose(both[name], expected, rtol=1e-5)
+    np.testing.assert_allclose(frame["score"], frame["p_click"] * frame["p_conversion"], rtol=1e-6)
 
 
 def test_candidates_are_the_nearest_unseen_items(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:

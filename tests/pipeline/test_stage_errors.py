@@ -10,6 +10,7 @@ import pytest
 
 from features.encoding import load_encoder
 from pipeline import serve_lists, tables, tracking
+from pipeline.calibrate import calibrate
 from pipeline.check import check
 from pipeline.config import Config
 from pipeline.dataset import device_of
@@ -34,7 +35,9 @@ def featurized(simulated_config: Config, simulated_source: Path, tmp_path_factor
 
 @pytest.fixture(scope="module")
 def trained(simulated_config: Config, featurized: Workspace) -> Workspace:
-    train(simulated_config, featurized, days_of(simulated_config, featurized, None))
+    days = days_of(simulated_config, featurized, None)
+    train(simulated_config, featurized, days)
+    calibrate(simulated_config, featurized, days)
     return featurized
 
 
@@ -111,6 +114,7 @@ def test_features_that_hold_the_label_together_raise_an_alarm(
     days = days_of(config, place, None)
     featurize(config, place, days)
     train(config, place, days)
+    calibrate(config, place, days)
     with pytest.raises(ValueError, match=r"test AUC of click is .*, above 0\.99: a feature holds the label"):
         evaluate(config, place, days, source)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from features.encoding import load_encoder
+from pipeline.calibrate import calibrate
 from pipeline.config import Config
 from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import evaluate
@@ -103,7 +104,9 @@ def test_evaluate_tells_which_test_labels_may_still_change_after_the_last_event_
     weighted: tuple[Outcome, dict[str, Any], Path], simulated_config: Config, simulated_source: Path, tmp_path: Path
 ) -> None:
     folder, config = weighted[2], _with_labels(simulated_config, **HALF_A_DAY)
-    evaluate(config, Workspace(folder.parent.parent), _days(config, folder), simulated_source)
+    workspace, days = Workspace(folder.parent.parent), _days(config, folder)
+    calibrate(config, workspace, days)
+    evaluate(config, workspace, days, simulated_source)
     result = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     received = ("received_time", "click_received_time", "conversion_received_time")
     log = pl.read_parquet(simulated_source / "impressions" / "*.parquet")

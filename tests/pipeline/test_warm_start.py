@@ -28,7 +28,7 @@ from pipeline.warm_start import known_ids, read_beginnings
 from pipeline.workspace import Workspace, read_json
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "simulated.toml"
-STAGES = ("ingest", "featurize", "train", "evaluate", "register", "retrieve", "rank", "run")
+STAGES = ("ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank", "run")
 SMALL = {
     "source.time_zone": "Asia/Shanghai",
     "model.hidden": [8],
