@@ -218,12 +218,13 @@ def _measure(
 def _difference(
     config: Config, rows: Impressions, predictions: dict[str, NDArray[np.float64]]
 ) -> dict[str, dict[str, dict[str, float]]]:
+    """Hold the ranker against the logistic regression, both uncalibrated."""
     differences = {}
     for task in TASKS:
         labels, space = rows.of_task(task)
         found = paired_difference(
             labels=labels[space],
-            probabilities=predictions["model"][space, OUTPUT_OF[task]],
+            probabilities=predictions["uncalibrated"][space, OUTPUT_OF[task]],
             baseline=predictions["logistic_regression"][space, OUTPUT_OF[task]],
             users=rows.users[space],
             replicates=config.evaluation.replicates,

@@ -20,7 +20,7 @@ from pipeline.stage import Outcome
 from pipeline.states import state_folder
 from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json, write_parquet
 
-READ = ("interactions", "examples", "events", "quarantine", "users", "items")
+READ = ("interactions", "examples", "events", "quarantine", "unattributed", "users", "items")
 BASE = "base"
 KEPT = (
     "impression_id",
