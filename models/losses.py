@@ -129,12 +129,6 @@ def task_losses(
     return losses
 
 
-def joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:
-    """Adds the losses of the tasks, click with weight 1."""
-    losses = task_losses(logits_BT, targets)
-    return losses["click"] + conversion_weight * losses["click_and_conversion"]
-
-
 def without_gradient(logits_BT: Tensor, *, heads: int) -> Tensor:
     """Returns the logits with those of the first heads as constants."""
     return torch.cat([logits_BT[:, :heads].detach(), logits_BT[:, heads:]], dim=1)

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses import Targets, joint_loss
+from models.losses import Targets, task_losses
 
 # One row a reachable label: nothing, a click, a click with a conversion.
 CLICKS = torch.tensor([0.0, 1.0, 1.0])
 CONVERSIONS = torch.tensor([0.0, 0.0, 1.0])
+
+
+def _joint_loss(logits_BT: Tensor, targets: Targets, *, conversion_weight: float) -> Tensor:
+    """The sum that a fit with static weights takes."""
+    losses = task_losses(logits_BT, targets)
+    return losses["click"] + conversion_weight * losses["click_and_conversion"]
 
 
 def unmasked(clicks_B: Tensor, conversions_B: Tensor) -> Targets:
@@ -36,14 +42,14 @@ def _naive(logits_BT: Tensor, targets: Targets, conversion_weight: float) -> flo
 
 def _gradient(logits_BT: Tensor, targets: Targets) -> Tensor:
     leaf_BT = logits_BT.clone().requires_grad_()
-    (gradient_BT,) = torch.autograd.grad(joint_loss(leaf_BT, targets, conversion_weight=1.0), leaf_BT)
+    (gradient_BT,) = torch.autograd.grad(_joint_loss(leaf_BT, targets, conversion_weight=1.0), leaf_BT)
     return gradient_BT
 
 
 @pytest.mark.parametrize("conversion_weight", [0.0, 1.0, 2.5])
 def test_the_loss_equals_two_cross_entropies_over_all_impressions(conversion_weight: float) -> None:
     logits_BT, targets = 3 * torch.randn(3, 2), unmasked(CLICKS, CONVERSIONS)
-    loss = joint_loss(logits_BT, targets, conversion_weight=conversion_weight)
+    loss = _joint_loss(logits_BT, targets, conversion_weight=conversion_weight)
     assert loss.shape == ()
     assert float(loss) == pytest.approx(_naive(logits_BT, targets, conversion_weight), rel=1e-5)
 
@@ -51,7 +57,7 @@ def test_the_loss_equals_two_cross_entropies_over_all_impressions(conversion_wei
 def test_gradients_are_finite_for_every_label_at_extreme_logits() -> None:
     for pair in product([-50.0, 0.0, 50.0], repeat=2):
         logits_BT = torch.tensor([pair] * 3, requires_grad=True)
-        loss = joint_loss(logits_BT, unmasked(CLICKS, 10 * CONVERSIONS), conversion_weight=1.0)
+        loss = _joint_loss(logits_BT, unmasked(CLICKS, 10 * CONVERSIONS), conversion_weight=1.0)
         torch.autograd.backward(loss)
         assert loss.isfinite()
         assert logits_BT.grad is not None
@@ -67,7 +73,7 @@ def test_an_impression_without_a_click_also_teaches_conversion() -> None:
 def test_a_conversion_without_a_click_counts_as_none() -> None:
     logits_BT = torch.randn(1, 2)
     losses = [
-        joint_loss(logits_BT, unmasked(torch.zeros(1), conversion), conversion_weight=1.0)
+        _joint_loss(logits_BT, unmasked(torch.zeros(1), conversion), conversion_weight=1.0)
         for conversion in (torch.ones(1), torch.zeros(1))
     ]
     assert losses[0] == losses[1]
@@ -76,7 +82,7 @@ def test_a_conversion_without_a_click_counts_as_none() -> None:
 def test_each_mask_leaves_rows_out_of_its_own_loss_and_a_kept_row_weighs_the_same() -> None:
     logits_BT = torch.randn(3, 2)
     targets = Targets(CLICKS, CONVERSIONS, torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
-    loss = joint_loss(logits_BT, targets, conversion_weight=1.0)
+    loss = _joint_loss(logits_BT, targets, conversion_weight=1.0)
     assert float(loss) == pytest.approx(_naive(logits_BT, targets, 1.0), rel=1e-5)
     gradient_BT = _gradient(logits_BT, targets)
     assert not gradient_BT[2].any()
@@ -86,7 +92,7 @@ def test_each_mask_leaves_rows_out_of_its_own_loss_and_a_kept_row_weighs_the_sam
 
 def test_a_batch_without_a_kept_row_gives_no_loss_and_no_gradient() -> None:
     targets = Targets(CLICKS, CONVERSIONS, torch.zeros(3), torch.zeros(3))
-    assert joint_loss(torch.randn(3, 2), targets, conversion_weight=1.0) == 0
+    assert _joint_loss(torch.randn(3, 2), targets, conversion_weight=1.0) == 0
     assert not _gradient(torch.randn(3, 2), targets).any()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.experts import BODIES
 from models.inputs import Features
-from models.losses import Targets, joint_loss
+from models.losses import Targets, task_losses
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, load_ranker, predict, save_ranker
 from models.serialization import weights_digest
@@ -212,7 +212,7 @@ def _train(ranker: Ranker, features: Features, clicks_B: Tensor, conversions_B: 
             logits_BT = ranker(features.slice(rows))
             everywhere_B = torch.ones_like(clicks_B[rows])
             targets = Targets(clicks_B[rows], conversions_B[rows], everywhere_B, everywhere_B)
-            loss = joint_loss(logits_BT, targets, conversion_weight=1.0)
+            loss = torch.stack(list(task_losses(logits_BT, targets).values())).sum()
             torch.autograd.backward(loss)
             optimizers.step()
 

@@ -11,7 +11,7 @@ import torch
 
 from models.experts import MMoE
 from models.inputs import Features
-from models.losses import Targets, joint_loss
+from models.losses import Targets, task_losses
 from models.optimizer import build_optimizers
 from models.ranker import DeepScorer, Ranker, RankerSpec, predict
 from pipeline.config import Config
@@ -65,7 +65,7 @@ def healthy(world: tuple[Features, Targets]) -> Ranker:
         rows = torch.randint(ROWS, (256,), generator=generator)
         optimizers.zero_grad()
         batch = targets.select(rows, torch.device("cpu"))
-        joint_loss(ranker(features.slice(rows)), batch, conversion_weight=1.0).backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(task_losses(ranker(features.slice(rows)), batch).values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizers.step()
     return ranker.eval()
 
