@@ -5,8 +5,8 @@
 On a featurized workspace of a simulated log (ingest, featurize). The AUC is taken over the true probabilities of every
 measured impression instead of its one label, so that the luck of labels, which on rare conversions is larger than any
 difference of models, does not enter. Printed per task, in its own space (click and click-and-conversion on impressions,
-conversion on clicks): the mean share over seeds, and its paired difference to single-task with a 95 % interval from
-a bootstrap that draws users and seeds.
+conversion on clicks): the mean share over seeds, and its paired difference to single-task with a 95 % interval over
+users and seeds.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.truth import REPLICATES, Floats, SoftAuc, Truth, bounds, read_truth, user_draws
+from benchmarks.truth import Floats, SoftAuc, Truth, interval, read_truth, user_draws
 from pipeline import threads
 from pipeline.config import load_config, parse_override
 from pipeline.evaluate import OUTPUT_OF, TASKS
@@ -54,15 +54,6 @@ def shares(study: Study, truth: Truth, task: str, made: list[Floats]) -> Floats:
     return np.array(found) / best
 
 
-def difference(ours: Floats, control: Floats, seed: int) -> tuple[float, float, float]:
-    """Return the mean difference over seeds with its interval, seeds drawn anew in each replicate."""
-    each = ours - control
-    generator = np.random.default_rng(seed)
-    picked = generator.integers(len(each), size=(REPLICATES, len(each)))
-    drawn = np.array([each[picked[n], 1 + n].mean() for n in range(REPLICATES)])
-    return float(each[:, 0].mean()), *bounds(drawn)
-
-
 def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     config: Annotated[Path, typer.Option()] = Path("examples/simulated.toml"),
     workspace: Annotated[Path, typer.Option()] = Path("workspace"),
@@ -91,7 +82,8 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     for body in names:
         cells = []
         for task in TASKS:
-            value, low, high = difference(found[body][task], found[CONTROL][task], settings.seed)
+            each = found[body][task] - found[CONTROL][task]
+            value, low, high = interval(each[:, 0], each[:, 1:].T, settings.seed)
             cells += [f"{found[body][task][:, 0].mean():.4f}", f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"]
         table.add_row(body, *cells)
     Console(width=200).print(table)

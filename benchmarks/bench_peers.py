@@ -4,7 +4,7 @@
     python -m benchmarks.bench_peers --config C --workspace W --seeds 5 --on test
 
 benchmarks/peers.py says what the peers get and at which sizes. Levels, intervals and claims are those of `counterpoise
-compare`: differences per seed and per resample of users, Holm over all models. Predictions are kept in --cache.
+compare`: differences per seed and per resample of users, Holm over all pairs. Predictions are kept in --cache.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from benchmarks import peers
 from benchmarks.peers import deepctr, rechub
 from pipeline import threads
 from pipeline.baselines import fit_baseline
@@ -34,7 +35,8 @@ def _peer(  # one call a training
     material = Material(study.training, study.validation, {"measured": study.measured})
     settings = [library, kind, sizes, study.config.model.model_dump(), study.config.training.model_dump(), seed]
     maker = PEERS[library](kind, sizes, study.config, spec, seed)
-    return train(f"{library} {kind} {sizes} seed {seed}", settings, material, cache, lambda: maker(material))
+    name, code = f"{library} {kind} {sizes} seed {seed}", [Path(peers.__file__)]
+    return train(name, settings, material, cache, lambda: maker(material), code=code)
 
 
 def _ours(study: Study, body: str, seeds: int, cache: Path | None) -> list[Trained]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.truth import REPLICATES, Floats, SoftAuc, bounds, read_truth
+from benchmarks.truth import REPLICATES, Floats, SoftAuc, interval, read_truth
 from pipeline import threads
 from pipeline.config import load_config, parse_override
 from pipeline.fit import fit_of
@@ -41,18 +41,14 @@ def divergence(truth_N: Floats, predicted_N: Floats) -> Floats:
     return converts + (1 - truth_N) * np.log((1 - truth_N) / (1 - predicted_N))
 
 
-def interval(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> tuple[float, float, float]:
-    """Return the mean over seeds S and rows N with its bootstrap interval, users and seeds drawn together."""
-    sums_SU = np.stack([np.bincount(users_N, weights=rows_N) for rows_N in of_rows_SN])
+def user_resamples(of_rows_SN: Floats, users_N: NDArray[np.int64], seed: int) -> Floats:
+    """Return the mean over rows of each seed, on resamples of users: (R, S)."""
+    sums_US = np.stack([np.bincount(users_N, weights=rows_N) for rows_N in of_rows_SN], axis=1)
     rows_U = np.bincount(users_N)
     generator = np.random.default_rng(seed)
-    seeds, users = sums_SU.shape
-    drawn = []
-    for _ in range(REPLICATES):
-        weights_U = generator.multinomial(users, np.full(users, 1 / users))
-        weights_S = generator.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
-        drawn.append(float(weights_S @ sums_SU @ weights_U) / float(rows_U @ weights_U))
-    return float(of_rows_SN.mean()), *bounds(np.array(drawn))
+    users = len(rows_U)
+    weights_RU = np.stack([generator.multinomial(users, np.full(users, 1 / users)) for _ in range(REPLICATES)])
+    return (weights_RU @ sums_US) / (weights_RU @ rows_U)[:, None]
 
 
 def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
@@ -87,7 +83,9 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
             for space in (np.ones_like(clicked_N), clicked_N, ~clicked_N)
         ]
         excess[loss] = 1000 * np.stack([divergence(truth_N, one) for one in predicted_SN])
-        value, low, high = interval(excess[loss] - excess[LOSSES[0]], rows.users, settings.seed)
+        each = excess[loss] - excess[LOSSES[0]]
+        draws_RS = user_resamples(each, rows.users, settings.seed)
+        value, low, high = interval(each.mean(axis=1), draws_RS, settings.seed)
         areas = [SoftAuc(one)(truth_N, 1 - truth_N) for one in predicted_SN]
         table.add_row(
             loss,

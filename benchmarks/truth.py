@@ -64,8 +64,15 @@ def user_draws(users_N: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]
     return [generator.multinomial(count, np.full(count, 1 / count))[users_N] for _ in range(REPLICATES)]
 
 
-def bounds(values: Floats) -> tuple[float, float]:
-    """Return the percentile interval of replicates."""
+def interval(values_S: Floats, draws_RS: Floats, seed: int) -> tuple[float, float, float]:
+    """Return the mean over seeds with its interval over users and seeds, as `pipeline.significance.contrast` makes it.
+
+    Resampling two or three seeds would cover half of what it says: seeds enter by Student's t with S - 1 degrees of
+    freedom instead.
+    """
+    replicates, seeds = draws_RS.shape
+    student_R = np.random.default_rng(seed).standard_t(seeds - 1, size=replicates)
+    draws_R = draws_RS.mean(axis=1) + student_R * draws_RS.std(axis=1, ddof=1) / np.sqrt(seeds)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = np.quantile(draws_R, [tail, 1 - tail])
+    return float(values_S.mean()), float(low), float(high)

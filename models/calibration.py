@@ -26,7 +26,8 @@ SPACE_OUTPUT = {"click": 0, "conversion": 2}
 """The output that is the probability of a space; an impression's is 1."""
 SLOPE_PRIOR_PRECISION = 1.0
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
-NEWTON_STEPS, HALVINGS = 100, 60
+NEWTON_STEPS, HALVINGS, BISECTIONS = 100, 60, 60
+FARTHEST_SHIFT = 90.0  # the logit of the smallest normal float32 is -87
 TOLERANCE_NATS = 1e-9
 
 
@@ -152,8 +153,7 @@ def fit_platt(observed: Observed) -> Platt:
     """
     total, trials = observed.positives.sum(), observed.trials.sum()
     assert 0 < total < trials, (total, trials)
-    mean = (observed.trials * observed.logits).sum() / trials
-    line = np.array([1.0, np.log(total) - np.log(trials - total) - mean])
+    line = np.array([1.0, _matching_intercept(observed)])
     for _ in range(NEWTON_STEPS):
         gradient, hessian = _derivatives(line, observed)
         step = np.asarray(np.linalg.solve(hessian, gradient), dtype=np.float64)
@@ -162,6 +162,21 @@ def fit_platt(observed: Observed) -> Platt:
             return Platt(*map(float, line))
         line = _search(line, step, decrease, observed)
     raise AssertionError(f"Newton did not end in {NEWTON_STEPS} steps: {line}")
+
+
+def _matching_intercept(observed: Observed) -> float:
+    """Returns the shift of all log-odds whose probabilities sum to the positives, by bisection.
+
+    Newton from the mean logit instead is lost where a cluster of predictions lies far from the others.
+    """
+    low, high = -2 * FARTHEST_SHIFT, 2 * FARTHEST_SHIFT
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if (observed.trials * sigmoid(observed.logits + middle)).sum() < observed.positives.sum():
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _loss(line: Floats, observed: Observed) -> float:

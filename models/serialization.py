@@ -61,7 +61,9 @@ def load_module(folder: Path, spec_type: "type[Spec]", build: "Callable[[Spec], 
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {SPEC_FILE} ({error}): {REMEDY}") from error
+        raise ValueError(
+            f"{path} does not fit {SPEC_FILE} ({error}): another version of counterpoise may have written it; {REMEDY}"
+        ) from error
     if weights_digest(module) != document["weights_sha256"]:
         raise ValueError(f"{path} is not the file that {SPEC_FILE} was written for (sha256 differs): {REMEDY}")
     return module

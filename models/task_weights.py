@@ -83,9 +83,10 @@ class GradNormWeights:
     and in a batch in which a task has no gradient there. Losses must not be negative.
     """
 
-    def __init__(self, tasks: Sequence[str], settings: Balancing, shared: nn.Parameter | None) -> None:
+    def __init__(
+        self, tasks: Sequence[str], settings: Balancing, shared: nn.Parameter | None, device: torch.device
+    ) -> None:
         self.tasks, self.settings, self.shared = list(tasks), settings, shared
-        device = None if shared is None else shared.device
         self.weight_T = nn.Parameter(torch.ones(len(self.tasks), device=device))
         self.first_T = torch.zeros(len(self.tasks), device=device)
         self.optimizer = torch.optim.Adam([self.weight_T], lr=settings.learning_rate)
@@ -174,7 +175,7 @@ def build_balance(settings: Balancing, ranker: Ranker, tasks: Sequence[str], gen
     if settings.way == "uncertainty":
         return UncertaintyWeights(tasks, settings, ranker.bias_T.device)
     if settings.way == "gradnorm":
-        return GradNormWeights(tasks, settings, last_expert_weight(ranker))
+        return GradNormWeights(tasks, settings, last_expert_weight(ranker), ranker.bias_T.device)
     if settings.way == "pcgrad":
         return ProjectedGradients(trunk(ranker), generator)
     assert settings.way == "static", settings.way

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from models.embedding import FusedEmbedding
-from models.ranker import Ranker
-from models.retriever import Retriever
+from models.losses import AUXILIARY_HEADS
+from models.ranker import Ranker, RankerSpec
+from models.retriever import Retriever, RetrieverSpec
 
 Model = TypeVar("Model", Ranker, Retriever)
 
@@ -83,7 +84,7 @@ def _check_alike(fresh: Ranker | Retriever, base: Ranker | Retriever) -> None:
     differences = [
         _difference(field.name, getattr(fresh.spec, field.name), getattr(base.spec, field.name))
         for field in fields(fresh.spec)
-        if field.name not in FREE and getattr(fresh.spec, field.name) != getattr(base.spec, field.name)
+        if field.name not in FREE and not _same(field.name, fresh.spec, base.spec)
     ]
     ours, theirs = (list(model.spec.categorical_cardinalities) for model in (fresh, base))
     if set(ours) != set(theirs):
@@ -93,6 +94,12 @@ def _check_alike(fresh: Ranker | Retriever, base: Ranker | Retriever) -> None:
             f"the model to begin from differs in {'; '.join(differences)}: undo the change, or train once without a "
             "warm start"
         )
+
+
+def _same(name: str, ours: RankerSpec | RetrieverSpec, theirs: RankerSpec | RetrieverSpec) -> bool:
+    """Tells whether a field of two specs asks for the same weights."""
+    here, there = getattr(ours, name), getattr(theirs, name)
+    return AUXILIARY_HEADS[here] == AUXILIARY_HEADS[there] if name == "conversion_loss" else here == there
 
 
 def _difference(name: str, ours: object, theirs: object) -> str:

@@ -76,6 +76,8 @@ def fit_calibration(ranker: Ranker, examples: list[Examples], method: str, min_p
         curve = FITS[method](observed) if reason is None else None
         if isinstance(curve, Platt) and curve.slope <= 0:
             reason = f"the validation days order it backwards (slope {curve.slope:.3f})"
+        elif isinstance(curve, Isotonic) and len(curve.knots) == 1:
+            reason = "the validation days order it backwards, or by chance (one block)"
         if reason is not None or curve is None:
             left_out[task] = str(reason)
             continue

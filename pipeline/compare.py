@@ -2,12 +2,13 @@
 
 What one model is said to do better than another holds beyond the luck of users, of seeds and of looking often: the
 interval is over users and seeds (`pipeline.significance.contrast`), the p-value adjusted by Holm's method for all
-models that are held against the same reference on a task and a metric.
+pairs of models on a task and a metric.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from pipeline.delong import areas
 from pipeline.evaluate import OUTPUT_OF, TASKS, Impressions
 from pipeline.fit import fit_of
 from pipeline.metrics import METRICS
-from pipeline.significance import Replicates, contrast, holm, replicate_metrics
+from pipeline.significance import SIGNIFICANCE, Estimate, Replicates, contrast, holm, replicate_metrics
 from pipeline.study_data import Study
 from pipeline.study_training import Fitted, Material, Trained, train, train_ranker
 
@@ -29,11 +30,12 @@ CONTROL = "single_task"
 SHOWN = ("auc", "gauc", "log_loss", "pcoc")
 COMPARED = {"auc": 1, "gauc": 1, "log_loss": -1}
 """Metrics that have a better side, with its sign."""
-SIGNIFICANCE = 0.05
 RULE = (
     "A model beats another on a task and a metric where the difference has the better sign and Holm's adjusted "
-    "p-value, over all models held against the same reference, is below 0.05. Intervals are at 95 %, over users and "
-    "seeds; they are not adjusted. DeLong's interval takes impressions as independent and the seeds as given."
+    "p-value is below 0.05. It is adjusted for all pairs of models on that task and that metric, not over tasks and "
+    "metrics: a claim on another task or metric is another look. Intervals are at 95 %, over users and seeds; they are "
+    "not adjusted. A model with one seed, which every baseline is, adds users' luck only, and what is said of it holds "
+    "for that one training. DeLong's interval takes impressions as independent and the seeds as given."
 )
 
 
@@ -194,22 +196,35 @@ def differences_of(
         of_areas: DeLong's estimate by model and reference.
 
     Returns:
-        By reference and then by model, each metric's estimate with its adjusted p-value and what it shows.
+        By reference and then by model, each metric's estimate with its adjusted p-value and what it shows. Either way
+        round a pair has the same p-value, adjusted for all pairs on the metric.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for reference, base in measured.items():
-        others = {name: contrast([(1, model), (-1, base)]) for name, model in measured.items() if name != reference}
-        family: dict[str, dict[str, Any]] = {name: {"delong": of_areas[name, reference]} for name in others}
-        for metric, sign in COMPARED.items():
-            adjusted = holm([estimates[metric].p for estimates in others.values()])
-            for (name, estimates), p_holm in zip(others.items(), adjusted, strict=True):
-                estimate = estimates[metric]
-                shown = "nothing shown"
-                if p_holm < SIGNIFICANCE:
-                    shown = "beats" if sign * estimate.value > 0 else "loses"
-                family[name][metric] = {**estimate.as_dict(), "p_holm": p_holm, "shows": shown}
-        found[reference] = family
+    found: dict[str, dict[str, dict[str, Any]]] = {
+        reference: {name: {"delong": of_areas[name, reference]} for name in measured if name != reference}
+        for reference in measured
+    }
+    pairs = {
+        (name, reference): contrast([(1, measured[name]), (-1, measured[reference])])
+        for reference, name in combinations(measured, 2)
+    }
+    for metric in COMPARED:
+        adjusted = holm([estimates[metric].p for estimates in pairs.values()])
+        for ((name, reference), estimates), p_holm in zip(pairs.items(), adjusted, strict=True):
+            found[reference][name][metric] = _shown(metric, estimates[metric], p_holm)
+            found[name][reference][metric] = _shown(metric, _turned(estimates[metric]), p_holm)
     return found
+
+
+def _turned(estimate: Estimate) -> Estimate:
+    """Return the difference the other way round; subtracted from 0, since -0.0 would be printed."""
+    return Estimate(0.0 - estimate.value, 0.0 - estimate.high, 0.0 - estimate.low, estimate.p)
+
+
+def _shown(metric: str, estimate: Estimate, p_holm: float) -> dict[str, Any]:
+    shown = "nothing shown"
+    if p_holm < SIGNIFICANCE:
+        shown = "beats" if COMPARED[metric] * estimate.value > 0 else "loses"
+    return {**estimate.as_dict(), "p_holm": p_holm, "shows": shown}
 
 
 def counts(rows: Impressions) -> dict[str, int]:

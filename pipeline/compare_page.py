@@ -1,5 +1,6 @@
 """What `counterpoise compare` shows: an HTML page, and a table on the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,18 @@ from typing import Any
 from rich.table import Table as TerminalTable
 
 from pipeline.charts import interval_dots
-from pipeline.compare import COMPARED, CONTROL, SHOWN
+from pipeline.compare import BASELINES, COMPARED, CONTROL, SHOWN
 from pipeline.page import Block, Chart, Section, Table, Text, write_page
 from pipeline.report import SPACES
+from pipeline.significance import least_replicates
 
 SELECTED_HERE = (
     "These days also selected the epoch of every model, so all levels are somewhat too good; the test day is looked "
     "at once, with --on test."
+)
+BASELINES_SELECTED_HERE = (
+    " For the baselines these days also selected regularisation and number of trees, and fitted Platt's line from "
+    "the SVM's scores to probabilities."
 )
 WORDS = {"beats": "Better", "loses": "Worse", "nothing shown": "No difference shown"}
 ALONE = "With one seed every interval holds for that seed alone, and so does what a model is said to beat. "
@@ -22,7 +28,7 @@ ALONE = "With one seed every interval holds for that seed alone, and so does wha
 def write_compare_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of a comparison: what it shows, then task by task levels and differences, costs, data."""
     sections = [
-        Section("What it shows", [Text(result["rule"]), *map(Text, sentences(result))]),
+        Section("What it shows", [Text(result["rule"]), *map(Text, too_few(result)), *map(Text, sentences(result))]),
         *(_task_section(result, task) for task in SPACES),
         Section("Costs", [_costs(result["models"])]),
         Section("Data", [Text(data_text(result))]),
@@ -34,6 +40,19 @@ def references(result: Mapping[str, Any]) -> list[str]:
     """Return the models that all others are held against on the page: the control, and the first that was named."""
     names = list(result["models"])
     return list(dict.fromkeys([*(name for name in names if name == CONTROL), names[0]]))
+
+
+def too_few(result: Mapping[str, Any]) -> list[str]:
+    """Say that nothing can be shown where the resamples are too few for the number of pairs, else nothing."""
+    pairs = math.comb(len(result["models"]), 2)
+    replicates, least = result["replicates"], least_replicates(pairs)
+    if replicates >= least:
+        return []
+    said = (
+        f"With {replicates} resamples no p-value adjusted for {pairs} pairs is below 0.05, whatever the models: "
+        f"nothing can be shown, raise --replicates to {least} or more."
+    )
+    return [said]
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -65,6 +84,8 @@ def terminal_table(result: Mapping[str, Any]) -> TerminalTable:
         title=f"{result['data_set']}, {result['on']} {', '.join(result['days'])}, seeds: {result['seeds']}; "
         f"differences to {reference}, * where Holm's p < 0.05",
         title_justify="left",
+        caption=" ".join(too_few(result)) or None,
+        caption_justify="left",
     )
     for heading in (
         "model",
@@ -148,7 +169,8 @@ def data_text(result: Mapping[str, Any]) -> str:
     """Say what was measured, on which days, and with how many seeds."""
     counted = ", ".join(f"{value:,} {name}" for name, value in result["counts"].items())
     alone = ALONE if result["seeds"] == 1 else ""
-    warning = SELECTED_HERE if result["on"] == "validation" else ""
+    tuned = BASELINES_SELECTED_HERE if set(BASELINES) & set(result.get("models", {})) else ""
+    warning = SELECTED_HERE + tuned if result["on"] == "validation" else ""
     return (
         f"Measured on the {result['on']} day {', '.join(result['days'])}: {counted}. Seeds: {result['seeds']}; "
         f"resamples of users: {result['replicates']}; read from {result['source']}. {alone}{warning}"

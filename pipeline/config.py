@@ -153,6 +153,11 @@ def _task_problems(config: Config) -> list[str]:
                 f"training.task_weights = {config.training.task_weights!r} needs losses that are never negative, "
                 f"and that of the number labels.tasks.{name} may be: use 'static' or 'pcgrad'"
             )
+    if config.training.conversion_loss == "escm2_dr" and config.training.task_weights in {"uncertainty", "gradnorm"}:
+        problems.append(
+            f"training.task_weights = {config.training.task_weights!r} needs losses that are never negative, and that "
+            "of training.conversion_loss = 'escm2_dr' may be: use 'static' or 'pcgrad'"
+        )
     outputs = {"p_click", "p_conversion", "p_click_and_conversion"}
     outputs |= {f"{'p' if task.kind == 'binary' else 'expected'}_{name}" for name, task in tasks.items()}
     if strangers := sorted(set(config.ranking.weights) - outputs):

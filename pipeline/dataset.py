@@ -127,6 +127,12 @@ def examples_from(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | No
         ordered = ordered.with_columns(
             (pl.col(label) & (pl.col(f"{label}_known_at") < maturity.cutoff)).fill_null(value=False).alias(label)
             for label in ("click", "conversion")
+        ).with_columns(
+            # what came after a click that was not known yet was not known either
+            pl.when(pl.col("click_known_at").is_null() | (pl.col("click_known_at") < maturity.cutoff)).then(
+                pl.col(f"label_{name}")
+            )
+            for name in [*spec.binary_tasks, *spec.value_tasks]
         )
     return Examples(
         tensors(ordered, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled)),

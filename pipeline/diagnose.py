@@ -19,8 +19,9 @@ from pipeline.control import load_control, why_no_control
 from pipeline.dataset import Examples, examples_from
 from pipeline.featurize import run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS, ranker_losses
-from pipeline.metrics import Floats, paired_difference
+from pipeline.metrics import Floats
 from pipeline.scored import Scored
+from pipeline.significance import contrast, holm, least_replicates, replicate_metrics
 from pipeline.split import Days
 from pipeline.workspace import Workspace
 
@@ -102,19 +103,25 @@ def seesaw_differences(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return by task and metric the interval of joint minus control, paired by impression and by resampled user.
 
-    Both hold a probability for each task and test impression, (N,).
+    Both hold a probability for each task and test impression, (N,). The figures that the verdict looks at also have
+    `p_holm`, adjusted for their number. There are at least twice the resamples that an adjusted p below 0.05 needs.
     """
+    looked_at = [(task, metric) for task in scored.spaces for metric in verdicts.NAMES]
+    replicates = max(config.evaluation.replicates, 2 * least_replicates(len(looked_at)))
     differences = {}
     for task, space in scored.spaces.items():
-        found = paired_difference(
+        measured = replicate_metrics(
             labels=scored.labels[task][space],
-            probabilities=joint[task][space],
-            baseline=control[task][space],
             users=scored.users[space],
-            replicates=config.evaluation.replicates,
+            predictions={"joint": [joint[task][space]], "control": [control[task][space]]},
+            replicates=replicates,
             seed=config.seed,
         )
-        differences[task] = {name: interval.as_dict() for name, interval in found.items()}
+        found = contrast([(1, measured["joint"]), (-1, measured["control"])])
+        differences[task] = {name: estimate.as_dict() for name, estimate in found.items()}
+    adjusted = holm([differences[task][metric]["p"] for task, metric in looked_at])
+    for (task, metric), p_holm in zip(looked_at, adjusted, strict=True):
+        differences[task][metric]["p_holm"] = p_holm
     return differences
 
 

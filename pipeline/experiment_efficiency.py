@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,9 @@ def _watched(name: str, spec: RankerSpec, fit: Fit, material: Material, experime
         ranker, record = fit_watched(spec, fit, material, every)
         return Fitted(lambda features: predict(ranker, features, PREDICT_ROWS), record)
 
-    return train(f"{name} seed {spec.seed}", [asdict(spec), asdict(fit), every], material, experiment.cache, make)
+    settings = [asdict(spec), asdict(fit), every]
+    code = [Path(__file__)]  # a Watch makes the record that is kept
+    return train(f"{name} seed {spec.seed}", settings, material, experiment.cache, make, code=code)
 
 
 def _costs(run: Run) -> dict[str, tuple[float, float]]:

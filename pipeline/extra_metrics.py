@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.ranker import RankerSpec
 from pipeline.config import Config
 from pipeline.dataset import Examples
+from pipeline.extra_targets import in_space
 from pipeline.metrics import CONFIDENCE, evaluate_task
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,8 @@ def evaluate_extra(
     """Measure every further task; {} without any.
 
     A binary task has the metrics of click: its label is false outside its space. A number has `ratio`, predicted over
-    actual sum, and `gini`, see `normalised_gini`. Impressions whose label the log does not give are left out.
+    actual sum, and `gini`, see `normalised_gini`. Impressions within the space whose label the log does not give are
+    left out and counted (`without_label`). A task with one class has a `reason` instead.
 
     Args:
         config: the run's configuration.
@@ -32,21 +34,40 @@ def evaluate_extra(
     """
     users = np.unique(np.concatenate([day.frame["user_id"].to_numpy() for day in examples]), return_inverse=True)[1]
     measured: dict[str, dict[str, Any]] = {}
-    for name in [*spec.binary_tasks, *spec.value_tasks]:
-        columns = [day.supervision.targets.extra[name] for day in examples]
-        labels, masks = (np.concatenate([pair[n].numpy() for pair in columns]).astype(np.float64) for n in (0, 1))
-        column = f"p_{name}" if name in spec.binary_tasks else f"expected_{name}"
-        predicted = outputs[:, spec.outputs().index(column)].astype(np.float64)
-        settings = {"replicates": config.evaluation.replicates, "seed": config.seed}
-        if name in spec.binary_tasks:
-            kept = masks > 0
-            found = evaluate_task(
-                labels=labels[kept] > 0, probabilities=predicted[kept], users=_groups(users[kept]), **settings
-            )
-            measured[name] = {metric: interval.as_dict() for metric, interval in found.items()}
-        else:
-            measured[name] = _evaluate_value(labels * masks, predicted, users, **settings)
+    for name, space in {**spec.binary_tasks, **spec.value_tasks}.items():
+        labels, masks, within = (np.concatenate(parts).astype(np.float64) for parts in _columns(examples, name, space))
+        known = (masks > 0) | (within == 0)
+        binary = name in spec.binary_tasks
+        predicted = outputs[known, spec.outputs().index(f"p_{name}" if binary else f"expected_{name}")]
+        given = (labels * masks)[known], predicted.astype(np.float64), _groups(users[known])
+        counts = {"rows": int(known.sum()), "without_label": int((~known).sum())}
+        measured[name] = counts | _measure(config, given, binary=binary)
     return measured
+
+
+def _columns(examples: list[Examples], name: str, space: str) -> tuple[list[NDArray[Any]], ...]:
+    """Return labels, masks and whether each impression is in the task's space, day by day."""
+    targets = [day.supervision.targets for day in examples]
+    return (
+        [day.extra[name][0].numpy() for day in targets],
+        [day.extra[name][1].numpy() for day in targets],
+        [in_space(space, day).numpy() for day in targets],
+    )
+
+
+def _measure(
+    config: Config, given: tuple[Floats, Floats, NDArray[np.int64]], *, binary: bool
+) -> dict[str, dict[str, float] | str]:
+    """Measure a task on its known rows, or say why it cannot be: a quiet day must not stop the night."""
+    labels, predicted, users = given
+    above = int((labels > 0).sum())
+    if above in ({0, len(labels)} if binary else {0}):
+        return {"reason": f"{above} of {len(labels)} test rows are above 0"}
+    settings = {"replicates": config.evaluation.replicates, "seed": config.seed}
+    if binary:
+        found = evaluate_task(labels=labels > 0, probabilities=predicted, users=users, **settings)
+        return {metric: interval.as_dict() for metric, interval in found.items()}
+    return dict(_evaluate_value(labels, predicted, users, **settings))
 
 
 def _evaluate_value(

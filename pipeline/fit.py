@@ -1,5 +1,6 @@
 """Fit one ranker on given examples: the loop, the validation loss that keeps an epoch."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,10 @@ from pipeline.stage import progress
 
 PREDICT_ROWS = 16_384
 SEPARATE = "single_task"
-"""The body whose networks are trained as if each were alone: a product's loss does not reach another's."""
+"""The body whose networks are trained as if each were alone: a product's loss does not reach another's.
+
+With several epochs one is kept for all of them, by the sum of their validation losses.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ def fit_ranker(
     Returns:
         The weights of the epoch with the lowest validation loss, and the curve of all epochs. Where no validation
         row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
+
+    Raises:
+        ValueError: a loss is no number any more.
     """
     ranker = Ranker(spec)
     rates = base_rates([day.supervision for day in training], spec.binary_tasks, spec.value_tasks)
@@ -126,6 +133,11 @@ def _train(
             total += float(balance.backward(losses, rest))
             optimizers.step()
         measured = _validation(ranker, validation, weights)
+        if not math.isfinite(total + sum(measured.values())):
+            raise ValueError(
+                f"training of {ranker.spec.body} diverged in epoch {epoch + 1}: its loss is no number; lower "
+                "training.learning_rate and training.embedding_learning_rate, or set model.expert_norm = 'layer'"
+            )
         if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
             best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
         learned = {f"weight_{task}": weight for task, weight in balance.weights().items()}

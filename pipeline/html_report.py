@@ -149,8 +149,19 @@ def _beside_yesterday(run: RunFiles) -> list[Block]:
 
 def _extra_tasks(run: RunFiles) -> list[Block]:
     found: Values = run.evaluation.get("extra_tasks") or {}
-    rows = [[task, metric, interval(value)] for task, metrics in found.items() for metric, value in metrics.items()]
+    rows = [
+        [task, metric.replace("_", " "), _cell(value)]
+        for task, metrics in found.items()
+        for metric, value in metrics.items()
+    ]
     return [Table(["task", "metric", "this run"], rows, "Further tasks")] if rows else []
+
+
+def _cell(value: Values | int | str | None) -> str:
+    """Write an interval, a count, or why there is none."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else interval(value)
 
 
 def _change(now: Values, then: Values) -> str:

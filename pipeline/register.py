@@ -16,19 +16,23 @@ from pipeline.diagnose import logged
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import KEPT, run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS
+from pipeline.html_report import write_run_report
 from pipeline.provenance import git_commit
+from pipeline.report import HEADLINE
 from pipeline.scoring import check_features, load_bundle, load_run_bundle
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.workspace import Workspace, read_json, write_json
 
-REPORTS = ("report.md", "report.html", "evaluation.json", "diagnostics.json")
+REPORTS = ("report.md", "evaluation.json", "diagnostics.json")
+"""What is logged as it is; report.html is logged once it holds the decision."""
 
 
 def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Register the run's model; it becomes champion if its test log-loss of click-and-conversion is not worse.
 
-    Both models score the same test impressions, each with its own encoder on the same raw features.
+    Both models score the same test impressions, each with its own encoder on the same raw features. Writes
+    register.json, and report.html once more with the decision.
 
     Raises:
         ValueError: a stage before is missing, or the store does not answer.
@@ -61,6 +65,9 @@ def register(config: Config, workspace: Workspace, days: Days) -> Outcome:
     )
     tracking.decide(config, client, version, {"run": folder.name, **decision}, promoted=promoted)
     write_json(folder / "register.json", {"version": version, "promoted": promoted, **decision, **record})
+    page = folder / "evaluation" / "report.html"
+    write_run_report(folder, page)
+    tracking.log_file(config, client, version, page)
     return Outcome(1, 1, {"version": version, "decision": decision["decision"]})
 
 
@@ -105,7 +112,13 @@ def _decision(
 
 def _metrics(evaluation: dict[str, Any]) -> dict[str, float]:
     """Return evaluation.json's numbers as MLflow metrics; MLflow's names take no '@'."""
-    flat = tracking.flatten({key: evaluation[key] for key in ("tasks", "retrieval", "lists")})
+    uncalibrated = evaluation["baselines"]["uncalibrated"]["tasks"]
+    headline = {task: {name: metrics[name] for name in HEADLINE} for task, metrics in uncalibrated.items()}
+    verdicts = {verdict["name"]: {"alarm": verdict["alarm"]} for verdict in evaluation["diagnostics"]["verdicts"]}
+    flat = tracking.flatten(
+        {key: evaluation[key] for key in ("tasks", "extra_tasks", "retrieval", "lists")}
+        | {"baselines": {"uncalibrated": {"tasks": headline}}, "verdict": verdicts}
+    )
     return {
         key.replace(".", "/"): float(value)
         for key, value in flat.items()

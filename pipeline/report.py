@@ -72,7 +72,9 @@ def _task_tables(result: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(interval(tasks[task][metric]) for metric in METRICS) + " |")
         difference = result["difference_to_logistic_regression"][task]
         lines.append(
-            "| model - logistic regression | " + " | ".join(interval(difference[metric]) for metric in METRICS) + " |"
+            "| uncalibrated - logistic regression | "
+            + " | ".join(interval(difference[metric]) for metric in METRICS)
+            + " |"
         )
         if "share_of_oracle" in result:
             lines += ["", f"Share of the oracle's AUC above 0.5: {result['share_of_oracle'][task]:.3f}."]

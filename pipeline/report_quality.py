@@ -228,7 +228,7 @@ def _segment_table(name: str, task: str, rows: list[Values]) -> Table:
 def importance_section(runs: Runs) -> Section:
     """Draw what permuting a feature costs: the features that cost the first run most."""
     blocks: list[Block] = [
-        *missing(runs, "importance", "the importance of features"),
+        *_missing_importance(runs),
         Text("A feature's values are permuted between test impressions: what the metric loses is its importance."),
     ]
     titles = {"log_loss_increase": "increase of log-loss (nats)", "auc_decrease": "decrease of AUC"}
@@ -239,6 +239,20 @@ def importance_section(runs: Runs) -> Section:
                 spec = charts.interval_dots(_top_features(by_run, key), x=title, name="feature")
                 blocks.append(Chart(spec, f"{sentence_case(title)}: {space}", f"{anchor(key)}-{anchor(task)}"))
     return Section("Feature importance", blocks)
+
+
+def _missing_importance(runs: Runs) -> list[Block]:
+    """Tell runs that switched it off, where evaluating again changes nothing, from those that lack it."""
+    off = [name for name, run in runs.items() if (run.config.get("evaluation") or {}).get("importance") is False]
+    others = {name: run for name, run in runs.items() if name not in off}
+    return [
+        *(
+            Missing(f"the importance of features of {name} is switched off: its evaluation.importance is false.")
+            for name in off
+            if not runs[name].evaluation.get("importance")
+        ),
+        *missing(others, "importance", "the importance of features"),
+    ]
 
 
 def _top_features(by_run: Mapping[str, list[Values]], key: str) -> dict[str, list[Values]]:

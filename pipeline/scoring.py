@@ -26,6 +26,8 @@ from pipeline.workspace import Workspace, read_json
 
 PAIRS = 65_536
 PREDICT_PAIRS = 4_096  # larger batches leave the cache: the kernel then maps fresh pages for every activation
+CALIBRATED_SINCE = "conversion_loss"
+"""Key of training.json that came with calibration: a model that has it has one, an earlier model serves its own."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,14 @@ def load_bundle(folder: Path, version: str) -> Bundle:
     """Read a model folder; one without a calibration, such as a champion of version 0.2, serves its own probabilities.
 
     Raises:
-        ValueError: a file of it is missing or damaged, or the calibration belongs to other weights.
+        ValueError: a file of it is missing or damaged, or the calibration is missing or belongs to other weights.
     """
     encoder, ranker = load_encoder(folder / "encoder.json"), load_ranker(folder / "ranker")
+    trained = read_json(folder / "training.json", "train")
+    if CALIBRATED_SINCE in trained and not (folder / CALIBRATION_FILE).exists():
+        raise ValueError(
+            f"{folder / CALIBRATION_FILE} does not exist: run `counterpoise calibrate` first, or restore the folder"
+        )
     calibration = load_calibration(folder / CALIBRATION_FILE, ranker)
     return Bundle(encoder, ranker, load_retriever(folder / "retriever"), calibration, version)
 

@@ -3,6 +3,7 @@
 Shape suffixes: N impressions, U users, R bootstrap replicates, S seeds, M metrics.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from pipeline.metrics import METRICS, Floats, metric_values, resamples, summarise
 
 CONFIDENCE = 0.95
+SIGNIFICANCE = 0.05
+"""What an adjusted p-value is below where something is said to be shown."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,14 @@ def _estimate(value: float, draws_R: Floats) -> Estimate:
     low, high = np.quantile(draws_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     smaller = min((draws_R <= 0).sum(), (draws_R >= 0).sum())
     return Estimate(value, float(low), float(high), min(1.0, 2 * float(smaller + 1) / (len(draws_R) + 1)))
+
+
+def least_replicates(looks: int) -> int:
+    """Return how many resamples the smallest p-value needs to be significant after Holm's adjustment for some looks.
+
+    With fewer nothing can be shown, whatever the data, since no p-value is below 2 / (R + 1).
+    """
+    return math.floor(2 * looks / SIGNIFICANCE)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.workspace import read_json, replaced_folder, write_json, write_par
 OUTPUTS = ("p_click", "p_conversion", "p_click_and_conversion")
 SOURCE_FOLDER = Path(__file__).parent.parent
 CODE = ("models/*.py", "pipeline/fit.py", "pipeline/baselines.py")
-"""What decides, beside its inputs, how a model is trained."""
+"""What decides, beside its inputs, how a model is trained; `train` takes what else does."""
 
 Predictor = Callable[[Features], NDArray[Any]]
 
@@ -72,11 +72,22 @@ def train_ranker(spec: RankerSpec, fit: Fit, material: Material, cache: Path | N
     return train(f"{spec.body} seed {spec.seed}", [asdict(spec), asdict(fit)], material, cache, make)
 
 
-def train(name: str, settings: Any, material: Material, cache: Path | None, make: Callable[[], Fitted]) -> Trained:
-    """Train by `make` and predict every measured set, or read what an earlier call with equal settings kept."""
+def train(
+    name: str,
+    settings: Any,
+    material: Material,
+    cache: Path | None,
+    make: Callable[[], Fitted],
+    *,
+    code: Sequence[Path] = (),
+) -> Trained:
+    """Train by `make` and predict every measured set, or read what an earlier call with equal settings kept.
+
+    code: files, beyond those of `CODE`, that decide what `make` makes; where one has changed, it is trained again.
+    """
     if cache is None:
         return _train(name, material, make)
-    folder = cache / f"{name.replace(' ', '-')}-{_digest(settings, material)}"
+    folder = cache / f"{name.replace(' ', '-')}-{_digest(settings, material, code)}"
     if not folder.exists():
         trained = _train(name, material, make)
         cache.mkdir(parents=True, exist_ok=True)
@@ -128,12 +139,11 @@ def _train(name: str, material: Material, make: Callable[[], Fitted]) -> Trained
     return Trained(predictions, record)
 
 
-def _digest(settings: Any, material: Material) -> str:
+def _digest(settings: Any, material: Material, code: Sequence[Path]) -> str:
     """Return sixteen hexadecimal digits of all that decides a prediction."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for pattern in CODE:
-        for path in sorted(SOURCE_FOLDER.glob(pattern)):
-            digest.update(path.read_bytes())
+    for path in [*(path for pattern in CODE for path in sorted(SOURCE_FOLDER.glob(pattern))), *code]:
+        digest.update(path.read_bytes())
     for part, days in {"training": material.training, "validation": material.validation, **material.measured}.items():
         digest.update(part.encode())
         for day in days:

@@ -131,6 +131,13 @@ def log_version(
     return str(info.registered_model_version)
 
 
+def log_file(config: Config, client: MlflowClient, version: str, path: Path) -> None:
+    """Log a file to the run that made a version."""
+    run = client.get_model_version(config.tracking.model, version).run_id
+    assert run is not None
+    client.log_artifact(run, str(path))
+
+
 def decide(config: Config, client: MlflowClient, version: str, decision: dict[str, str], *, promoted: bool) -> None:
     """Write the decision on a version as tags and move the aliases."""
     name = config.tracking.model

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.significance import SIGNIFICANCE
+
 Values = Mapping[str, Any]
 
 # For predictions that are near normal and calibrated, AUC - 0.5 = s / (2 sqrt(pi)), where s is their standard deviation
@@ -24,8 +26,10 @@ ALIKE_ABOVE = 0.99
 DEAD_ABOVE = 0.5
 TOWER = "tower"
 
-BETTER, NO_WORSE, WORSE = "better", "no worse", "worse beyond its interval"
+BETTER, NOTHING_SHOWN, WORSE = "better", "no difference shown", "worse"
 NAMES = {"auc": "AUC", "log_loss": "log-loss"}
+BETTER_SIGN = {"auc": 1, "log_loss": -1}
+NUMBERS = {2: "two", 4: "four", 6: "six", 8: "eight", 10: "ten", 12: "twelve"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ class Verdict:
 def seesaw(differences: Mapping[str, Values], not_measured: str | None) -> Verdict:
     """Judge each task of the joint model against its single-task control.
 
-    A task is worse where its AUC is lower or its log-loss higher beyond the interval, else better where one of them is
-    better beyond its interval, else no worse. The alarm is a task that is worse: a seesaw where another one gains.
+    A task is worse where its AUC is lower or its log-loss higher with an adjusted p-value below 0.05, else better where
+    one of them is better likewise, else no difference is shown, which does not say that there is none. The alarm is a
+    task that is worse: a seesaw where another one gains. It holds for the one seed of either side.
 
     Args:
-        differences: by task and metric the interval of joint minus control; empty where there is no control.
+        differences: by task and metric the interval of joint minus control, with `p_holm`, its p-value adjusted for all
+            AUCs and log-losses here; empty where there is no control.
         not_measured: why there is none.
     """
     if not differences:
@@ -58,20 +64,22 @@ def seesaw(differences: Mapping[str, Values], not_measured: str | None) -> Verdi
     figures = "; ".join(_difference_text(task, differences[task], found[task]) for task in found)
     worse, better = ([_words(task) for task, value in found.items() if value == kind] for kind in (WORSE, BETTER))
     if not worse:
-        begin = "No seesaw"
+        begin = "No seesaw shown"
     elif better:
         begin = f"Seesaw: {_listed(worse)} {_verb(worse, 'pays', 'pay')} for {_listed(better)}"
     else:
-        begin = f"Sharing costs {_listed(worse)} and gains nothing"
-    sentence = f"{begin}, joint - single-task: {figures}."
+        begin = f"Sharing costs {_listed(worse)}, and no gain is shown"
+    looks = len(NAMES) * len(differences)
+    basis = f"for this seed, over users, adjusted for {NUMBERS.get(looks, str(looks))} looks"
+    sentence = f"{begin} ({basis}), joint - single-task: {figures}."
     return Verdict("seesaw", bool(worse), sentence, {"tasks": found})
 
 
 def _against_control(metrics: Values) -> str:
-    auc, log_loss = metrics["auc"], metrics["log_loss"]
-    if auc["high"] < 0 or log_loss["low"] > 0:
+    shown = [sign * metrics[key]["value"] for key, sign in BETTER_SIGN.items() if metrics[key]["p_holm"] < SIGNIFICANCE]
+    if any(gain < 0 for gain in shown):
         return WORSE
-    return BETTER if auc["low"] > 0 or log_loss["high"] < 0 else NO_WORSE
+    return BETTER if shown else NOTHING_SHOWN
 
 
 def _difference_text(task: str, metrics: Values, found: str) -> str:

@@ -213,3 +213,13 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"calibration\.json cannot be read .* run `counterpoise calibrate` again"):
         load_calibration(path, Ranker(SPEC))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_cluster_of_predictions_far_from_the_others_does_not_lose_newton(share: float) -> None:
+    draw = np.random.default_rng(5)
+    logits = np.where(draw.random(20_000) < share, -87.0, draw.normal(-3, 1.5, 20_000))
+    positives = (draw.random(20_000) < sigmoid(logits)).astype(np.float64)
+    observed = Observed(logits, positives, np.ones(20_000))
+    fitted = sigmoid(fit_platt(observed).apply(logits))
+    assert fitted.sum() == pytest.approx(positives.sum(), rel=1e-6)

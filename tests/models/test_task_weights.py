@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_task_s_is_added_in_every_way_and_not_projected() -> N
         (StaticWeights(), [1.0, 2.0]),
         (ProjectedGradients([weight], _generator()), [0.9, 2.7]),
         (UncertaintyWeights(["a", "b"], Balancing(), CPU), [1.0, 2.0]),
-        (GradNormWeights(["a", "b"], Balancing(), weight), [1.0, 2.0]),
+        (GradNormWeights(["a", "b"], Balancing(), weight, torch.device("cpu")), [1.0, 2.0]),
     )
     for balance, expected in ways:
         nn.ParameterList([weight]).zero_grad()
@@ -184,7 +184,9 @@ def test_the_gradient_of_gradnorm_s_weights_is_that_of_its_loss() -> None:
 
 def test_gradnorm_turns_down_the_task_whose_gradient_is_large_and_keeps_the_sum() -> None:
     shared = nn.Parameter(torch.tensor([1.0, 1.0]))
-    balance = GradNormWeights(["large", "small"], Balancing(learning_rate=0.02, asymmetry=0.0), shared)
+    balance = GradNormWeights(
+        ["large", "small"], Balancing(learning_rate=0.02, asymmetry=0.0), shared, torch.device("cpu")
+    )
     for _ in range(300):
         balance.backward({"large": 9 * shared.square().sum(), "small": shared.square().sum()})
     weights = balance.weights()
@@ -194,7 +196,7 @@ def test_gradnorm_turns_down_the_task_whose_gradient_is_large_and_keeps_the_sum(
 
 def test_gradnorm_turns_up_the_task_that_learns_slowly() -> None:
     shared = nn.Parameter(torch.tensor([1.0]))
-    balance = GradNormWeights(["fast", "slow"], Balancing(), shared)
+    balance = GradNormWeights(["fast", "slow"], Balancing(), shared, torch.device("cpu"))
     balance.backward({"fast": shared.sum(), "slow": shared.sum()})
     assert balance.weights() == {"fast": 1.0, "slow": 1.0}
     balance.backward({"fast": shared.sum() - 0.9, "slow": shared.sum()})
@@ -203,6 +205,13 @@ def test_gradnorm_turns_up_the_task_that_learns_slowly() -> None:
 
 def test_gradnorm_learns_nothing_from_a_batch_in_which_a_task_has_no_row() -> None:
     shared = nn.Parameter(torch.tensor([1.0]))
-    balance = GradNormWeights(["click", "conversion"], Balancing(), shared)
+    balance = GradNormWeights(["click", "conversion"], Balancing(), shared, torch.device("cpu"))
     balance.backward({"click": 2 * shared.sum(), "conversion": 0 * shared.sum()})
     assert balance.weights() == {"click": 1.0, "conversion": 1.0}
+
+
+def test_weights_of_a_ranker_that_shares_nothing_lie_where_its_losses_do() -> None:
+    device = torch.device("meta")
+    balance = GradNormWeights(["a", "b"], Balancing(), None, device)
+    weight = torch.ones(1, device=device, requires_grad=True)
+    assert balance.backward({"a": weight.sum(), "b": 2 * weight.sum()}).device == device

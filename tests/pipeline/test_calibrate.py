@@ -213,6 +213,9 @@ def test_a_task_that_is_ordered_backwards_is_left_as_it_is(workspace: Workspace)
     made = fit_calibration(ranker, [least_likely], "platt", 10)
     assert "click" not in made.curves
     assert made.left_out["click"].startswith("the validation days order it backwards (slope -")
+    least_likely = _supervised(day, clicks_B=(clicks < clicks.median()).float())
+    made = fit_calibration(ranker, [least_likely], "isotonic", 10)
+    assert made.left_out["click"] == "the validation days order it backwards, or by chance (one block)"
 
 
 def test_delays_that_correct_every_click_to_a_conversion_leave_the_task_as_it_is(workspace: Workspace) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from pipeline.compare import COMPARED, Comparison, compare, differences_of
-from pipeline.compare_page import terminal_table, write_compare_page
+from pipeline.compare_page import data_text, terminal_table, too_few, write_compare_page
 from pipeline.evaluate import OUTPUT_OF, TASKS
 from pipeline.fit import fit_of
 from pipeline.metrics import evaluate_task
-from pipeline.significance import replicate_metrics
+from pipeline.significance import holm, replicate_metrics
 from pipeline.study_data import Study
-from pipeline.study_training import Material, sizes, train_ranker
+from pipeline.study_training import Fitted, Material, sizes, train, train_ranker
 
 COMPARISON = Comparison(bodies=("single_task", "ple"), seeds=2, replicates=40)
 
@@ -98,6 +99,20 @@ def test_what_is_kept_is_read_only_for_the_same_rows_and_settings(small_study: S
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_what_is_kept_is_trained_again_where_further_code_changed(small_study: Study, tmp_path: Path) -> None:
+    material = Material(small_study.training[:1], [], {"measured": small_study.measured})
+    code, made = tmp_path / "peer.py", []
+
+    def make() -> Fitted:
+        made.append(code.read_text())
+        return Fitted(lambda features: np.zeros((len(features), 3)))
+
+    for text in ("one", "one", "two"):
+        code.write_text(text)
+        train("peer", [], material, tmp_path / "kept", make, code=[code])
+    assert made == ["one", "two"]
+
+
 def test_what_a_difference_shows_follows_its_adjusted_p_and_sign() -> None:
     generator = np.random.default_rng(1)
     labels, users = generator.random(3000) < 0.3, generator.integers(200, size=3000)
@@ -113,7 +128,40 @@ def test_what_a_difference_shows_follows_its_adjusted_p_and_sign() -> None:
         assert shows == {"alike": "nothing shown", "strong": "beats"}
         assert {one[metric]["shows"] for one in found["strong"].values()} == {"loses"}
         for one in found["weak"].values():
-            assert one[metric]["p"] <= one[metric]["p_holm"] <= 2 * one[metric]["p"]
+            assert one[metric]["p"] <= one[metric]["p_holm"] <= 3 * one[metric]["p"]
+
+
+def test_a_pair_has_one_p_adjusted_for_all_pairs_whichever_model_is_the_reference() -> None:
+    generator = np.random.default_rng(3)
+    labels, users = generator.random(1000) < 0.3, generator.integers(100, size=1000)
+    noise = generator.random((4, 2, 1000))
+    predictions = {
+        name: [0.1 + 0.3 * one + strength * labels for one in many]
+        for (name, strength), many in zip({"a": 0.0, "b": 0.03, "c": 0.05, "d": 0.2}.items(), noise, strict=True)
+    }
+    measured = replicate_metrics(labels=labels, users=users, predictions=predictions, replicates=300, seed=0)
+    found = differences_of(measured, defaultdict(dict))
+    pairs = list(combinations(predictions, 2))
+    for metric in COMPARED:
+        adjusted = holm([found[one][other][metric]["p"] for one, other in pairs])
+        for (one, other), p_holm in zip(pairs, adjusted, strict=True):
+            there, back = found[one][other][metric], found[other][one][metric]
+            assert there["p_holm"] == back["p_holm"] == p_holm
+            assert [there["low"], there["high"]] == [-back["high"], -back["low"]]
+            assert {there["shows"], back["shows"]} in ({"nothing shown"}, {"beats", "loses"})
+
+
+def test_the_page_says_where_resamples_are_too_few_for_the_pairs_and_what_baselines_saw() -> None:
+    models: dict[str, Any] = {name: {} for name in ("ple", "mmoe", "lightgbm")}
+    result = {"models": models, "replicates": 119, "counts": {}, "on": "validation", "days": [], "seeds": 2}
+    result["source"] = "run 1"
+    assert "adjusted for 3 pairs is below 0.05" in too_few(result)[0]
+    assert "raise --replicates to 120 or more" in too_few(result)[0]
+    assert too_few(result | {"replicates": 120}) == []
+    tuned = "For the baselines these days also selected regularisation and number of trees"
+    assert tuned in data_text(result)
+    assert tuned not in data_text(result | {"on": "test"})
+    assert tuned not in data_text(result | {"models": {"ple": {}, "mmoe": {}}})
 
 
 def test_names_that_do_not_exist_and_a_lone_model_are_refused(small_study: Study) -> None:

@@ -11,13 +11,17 @@ import polars as pl
 import pytest
 import torch
 
+from models.inputs import Features
 from models.losses import Targets
+from models.ranker import RankerSpec
 from pipeline import tables
 from pipeline.config import Config, load_config
-from pipeline.extra_metrics import normalised_gini
+from pipeline.dataset import Examples, examples_from
+from pipeline.extra_metrics import evaluate_extra, normalised_gini
 from pipeline.extra_targets import base_means, check_extra
 from pipeline.featurize import days_of, run_folder
 from pipeline.ingest import ingest
+from pipeline.maturity import Maturity, Supervision
 from pipeline.rank import weights_of
 from pipeline.run import run
 from pipeline.workspace import Workspace
@@ -167,3 +171,73 @@ def test_an_event_stream_gives_the_value_of_its_conversions(make_config: Callabl
     )
     assert config.labels.tasks["price"].weight == 1
     assert config.labels.conversion_window == dt.timedelta(days=7)
+
+
+def _day(labels: list[float], known: list[bool], spec: RankerSpec) -> Examples:
+    rows = len(labels)
+    frame = pl.DataFrame({"user_id": [f"u{n}" for n in range(rows)]})
+    mask = torch.tensor(known, dtype=torch.float32)
+    ones = torch.ones(rows)
+    targets = Targets(ones, ones, ones, ones, {name: (torch.tensor(labels) * mask, mask) for name in spec.value_tasks})
+    features = Features(torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 0))
+    return Examples(features, ones, ones, frame, Supervision(targets, {}))
+
+
+SPEC = RankerSpec(
+    body="linear",
+    categorical_cardinalities={"item_id": 4},
+    numeric=[],
+    bins=4,
+    pooled={},
+    single=["item_id"],
+    context=[],
+    context_numeric=[],
+    value_tasks={"watch": "impression"},
+)
+
+
+def test_impressions_without_a_label_are_left_out_of_the_ratio_and_counted(make_config: Callable[..., Config]) -> None:
+    day = _day([1.0] * 10, [True] * 5 + [False] * 5, SPEC)
+    outputs = np.ones((10, 4), dtype=np.float32)
+    (measured,) = evaluate_extra(make_config(), SPEC, [day], outputs).values()
+    assert measured["ratio"]["value"] == 1
+    assert (measured["rows"], measured["without_label"]) == (5, 5)
+
+
+def test_a_test_day_on_which_a_task_never_happens_is_told_and_stops_nothing(make_config: Callable[..., Config]) -> None:
+    day = _day([0.0] * 4, [True] * 4, SPEC)
+    (measured,) = evaluate_extra(make_config(), SPEC, [day], np.ones((4, 4), dtype=np.float32)).values()
+    assert measured["reason"] == "0 of 4 test rows are above 0"
+
+
+def test_the_label_of_a_click_that_was_not_known_before_the_cutoff_trains_nothing() -> None:
+    cutoff = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    hour, shown = dt.timedelta(hours=1), cutoff - dt.timedelta(hours=2)
+    known = [cutoff + hour, cutoff - hour, None]
+    frame = pl.DataFrame(
+        {
+            "impression_id": ["a", "b", "c"],
+            "user_id": ["u", "v", "w"],
+            "item_id": ["i", "i", "i"],
+            "event_time": [shown] * 3,
+            "received_time": [shown] * 3,
+            "date": [shown.date()] * 3,
+            "click": [True, True, False],
+            "conversion": [False] * 3,
+            "click_known_at": known,
+            "conversion_known_at": pl.Series([None] * 3, dtype=pl.Datetime("us", "UTC")),
+            "label_matures_at": [shown] * 3,
+            "label_watch": [5.0, 6.0, 7.0],
+            "item_id_code": [3, 3, 3],
+        }
+    )
+    maturity = Maturity(
+        immature="keep",
+        cutoff=cutoff,
+        conversion_window=dt.timedelta(0),
+        min_known_share=0.1,
+        delays_us=np.zeros(0, np.int64),
+    )
+    labels, mask = examples_from(frame, SPEC, maturity).supervision.targets.extra["watch"]
+    assert mask.tolist() == [0, 1, 1]
+    assert labels.tolist() == [0, 6, 7]

@@ -199,3 +199,13 @@ def test_a_configured_task_cannot_have_the_name_of_a_loss(make_config: Callable[
     assert OWN_LOSSES == LOSS_NAMES
     with pytest.raises(ValidationError, match=r"labels\.tasks\.counterfactual is the pipeline's own name"):
         make_config(labels={"tasks": {"counterfactual": {"label": "like"}}})
+
+
+def test_a_ranker_that_diverges_is_refused_with_what_to_do(small_study: Study) -> None:
+    with pytest.raises(ValueError, match=r"training of ple diverged in epoch 1: .* lower training.learning_rate"):
+        _fitted(small_study, learning_rate=1e30, embedding_learning_rate=1e30)
+
+
+def test_learned_weights_are_refused_for_the_doubly_robust_loss(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(ValidationError, match=r"that of training.conversion_loss = 'escm2_dr' may be"):
+        make_config(training={"conversion_loss": "escm2_dr", "task_weights": "gradnorm"})

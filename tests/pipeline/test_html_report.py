@@ -191,6 +191,14 @@ def test_only_the_20_most_important_features_are_drawn_and_undefined_intervals_a
     assert names == {f"feature_{n}" for n in range(4, 24)}
 
 
+def test_counts_of_further_tasks_and_why_one_is_not_measured_are_told(evaluated_run: Callable[..., Path]) -> None:
+    folder = evaluated_run()
+    path = folder / "evaluation" / "evaluation.json"
+    told = {"watch": {"rows": 1234, "reason": "0 of 1234 test rows are above 0"}}
+    write_json(path, read_json(path, "evaluate") | {"extra_tasks": told})
+    assert re.search(r"watchreason0 of 1234 test rows are above 0\s*watchrows1,234", Elements(_report(folder)).text)
+
+
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation.json does not exist: run `counterpoise evaluate` first"):
         write_run_report(tmp_path, tmp_path / "report.html")

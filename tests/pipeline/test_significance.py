@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from pipeline.metrics import METRICS, paired_difference
-from pipeline.significance import Replicates, contrast, holm, replicate_metrics
+from pipeline.significance import SIGNIFICANCE, Replicates, contrast, holm, least_replicates, replicate_metrics
 
 AUC = METRICS.index("auc")
 GENERATOR = np.random.default_rng(2)
@@ -95,3 +95,12 @@ def test_holm_multiplies_the_smallest_by_all_and_never_lets_a_larger_one_pass_be
     adjusted = holm([0.02, float("nan"), 0.03])
     assert [adjusted[0], adjusted[2]] == pytest.approx([0.04, 0.04])
     assert np.isnan(adjusted[1])
+
+
+def test_the_smallest_p_is_significant_with_the_least_replicates_and_not_with_one_fewer() -> None:
+    for looks in range(1, 300):
+        least = least_replicates(looks)
+        found = [holm([2 / (replicates + 1)] * looks)[0] for replicates in (least, least - 1)]
+        assert found[0] < SIGNIFICANCE
+        assert found[1] == pytest.approx(min(1, 2 * looks / least))
+        assert 2 * looks / least >= SIGNIFICANCE

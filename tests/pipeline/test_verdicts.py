@@ -7,8 +7,10 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.diagnose import logged, seesaw_differences
+from pipeline.metrics import paired_difference
 from pipeline.report import verdict_lines
 from pipeline.scored import Scored
+from pipeline.significance import holm
 from pipeline.verdicts import (
     constant_predictions,
     dead_task,
@@ -25,9 +27,16 @@ def _interval(value: float, half: float) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half}
 
 
+def _difference(value: float, p_holm: float) -> dict[str, float]:
+    return _interval(value, 0.001) | {"p_holm": p_holm}
+
+
 def _differences(**auc: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Return AUC differences with a half width of 0.001, and none of the log-loss."""
-    return {task: {"auc": _interval(auc.get(task, 0.0), 0.001), "log_loss": _interval(0.0, 0.001)} for task in TASKS}
+    """Return AUC differences with a half width of 0.001, all that are not 0 shown, and none of the log-loss."""
+    return {
+        task: {"auc": _difference(auc.get(task, 0.0), 0.01 if task in auc else 1.0), "log_loss": _difference(0.0, 1.0)}
+        for task in TASKS
+    }
 
 
 @pytest.fixture
@@ -64,10 +73,11 @@ def test_predictions_that_lose_conversion_and_gain_click_are_a_seesaw(scored: Sc
     assert found.alarm
     assert found.figures["tasks"] == {
         "click": "better",
-        "click_and_conversion": "no worse",
-        "conversion": "worse beyond its interval",
+        "click_and_conversion": "no difference shown",
+        "conversion": "worse",
     }
-    assert found.sentence.startswith("Seesaw: conversion pays for click, joint - single-task: click AUC +0.")
+    basis = "for this seed, over users, adjusted for six looks"
+    assert found.sentence.startswith(f"Seesaw: conversion pays for click ({basis}), joint - single-task: click AUC +0.")
     assert "conversion AUC -0." in found.sentence
 
 
@@ -76,15 +86,54 @@ def test_predictions_the_other_way_round_are_a_seesaw_the_other_way_round(
 ) -> None:
     joint, control = _noisy(scored, "click"), _noisy(scored, "conversion")
     found = seesaw(seesaw_differences(simulated_config, scored, joint, control), None)
-    assert found.sentence.startswith("Seesaw: click pays for conversion, joint - single-task: click AUC -0.")
+    assert found.sentence.startswith("Seesaw: click pays for conversion (for this seed, over users, adjusted")
 
 
-def test_equal_predictions_are_no_seesaw_and_no_worse(scored: Scored, simulated_config: Config) -> None:
+def test_equal_predictions_show_no_seesaw_and_no_difference(scored: Scored, simulated_config: Config) -> None:
     same = scored.probabilities
     found = seesaw(seesaw_differences(simulated_config, scored, same, same), None)
     assert not found.alarm
-    assert found.sentence.startswith("No seesaw, joint - single-task: click AUC +0.0000 [+0.0000, +0.0000], log-loss")
-    assert set(found.figures["tasks"].values()) == {"no worse"}
+    assert found.sentence.startswith(
+        "No seesaw shown (for this seed, over users, adjusted for six looks), joint - single"
+    )
+    assert "click AUC +0.0000 [+0.0000, +0.0000], log-loss" in found.sentence
+    assert set(found.figures["tasks"].values()) == {"no difference shown"}
+
+
+def test_what_is_looked_at_is_adjusted_together_and_is_else_the_paired_difference(
+    scored: Scored, simulated_config: Config
+) -> None:
+    joint, control = _noisy(scored, "conversion"), scored.probabilities
+    found = seesaw_differences(simulated_config, scored, joint, control)
+    figures = [found[task][metric] for task in TASKS for metric in ("auc", "log_loss")]
+    assert [figure["p_holm"] for figure in figures] == holm([figure["p"] for figure in figures])
+    assert "p_holm" not in found["click"]["gauc"]
+    space = scored.spaces["conversion"]
+    expected = paired_difference(
+        labels=scored.labels["conversion"][space],
+        probabilities=joint["conversion"][space],
+        baseline=control["conversion"][space],
+        users=scored.users[space],
+        replicates=max(simulated_config.evaluation.replicates, 480),
+        seed=simulated_config.seed,
+    )
+    for metric, interval in expected.items():
+        got = found["conversion"][metric]
+        assert [got[key] for key in ("value", "low", "high")] == pytest.approx(list(interval.as_dict().values()))
+
+
+def test_few_resamples_in_the_configuration_still_can_raise_the_alarm(scored: Scored, simulated_config: Config) -> None:
+    evaluation = simulated_config.evaluation.model_copy(update={"replicates": 20})
+    config = simulated_config.model_copy(update={"evaluation": evaluation})
+    assert seesaw(seesaw_differences(config, scored, _noisy(scored, "conversion"), scored.probabilities), None).alarm
+
+
+def test_an_interval_beyond_0_does_not_alarm_where_the_adjusted_p_does_not() -> None:
+    differences = _differences(click=-0.002)
+    differences["click"]["auc"]["p_holm"] = 0.05
+    found = seesaw(differences, None)
+    assert not found.alarm
+    assert found.figures["tasks"]["click"] == "no difference shown"
 
 
 def test_a_gain_without_a_loss_is_no_seesaw() -> None:
@@ -96,13 +145,13 @@ def test_a_gain_without_a_loss_is_no_seesaw() -> None:
 def test_a_loss_without_a_gain_alarms_and_names_every_loser() -> None:
     found = seesaw(_differences(click=-0.002, conversion=-0.003), None)
     assert found.alarm
-    assert found.sentence.startswith("Sharing costs click and conversion and gains nothing")
+    assert found.sentence.startswith("Sharing costs click and conversion, and no gain is shown (for this seed,")
 
 
-def test_a_log_loss_that_rises_beyond_its_interval_is_worse_whatever_the_auc() -> None:
+def test_a_log_loss_that_is_shown_to_rise_is_worse_whatever_the_auc() -> None:
     differences = _differences(click=0.002)
-    differences["click"]["log_loss"] = _interval(0.002, 0.001)
-    assert seesaw(differences, None).figures["tasks"]["click"] == "worse beyond its interval"
+    differences["click"]["log_loss"] = _difference(0.002, 0.049)
+    assert seesaw(differences, None).figures["tasks"]["click"] == "worse"
 
 
 def test_without_a_control_the_seesaw_is_not_measured_and_says_why() -> None:
