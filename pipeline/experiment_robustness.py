@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare import SIGNIFICANCE
 from pipeline.evaluate import TASKS
 from pipeline.experiments import (
     Cell,
@@ -17,7 +16,7 @@ from pipeline.experiments import (
     specs_of,
     verdict,
 )
-from pipeline.significance import Estimate, Replicates, contrast, holm
+from pipeline.significance import SIGNIFICANCE, Estimate, Replicates, contrast, holm
 from pipeline.study_data import Study
 from pipeline.study_training import Material, Trained, train_ranker
 from pipeline.study_variants import Noise, noisy, with_missing
