@@ -279,8 +279,8 @@ class Evaluation(Section):
     truth: str | None = Field(default=None, description="file with impression_id, p_click, p_conversion (simulator)")
     world: str | None = Field(default=None, description="the simulator's world, for expected conversions of lists")
     importance: bool = Field(default=True, description="permutes every feature of a sample of the test impressions")
-    importance_rows: Positive = Field(default=20_000, description="impressions of that sample")
-    importance_repeats: Positive = Field(default=3, description="permutations that an importance is the mean of")
+    importance_rows: Positive = Field(default=5_000, description="impressions of that sample")
+    importance_repeats: Positive = Field(default=2, description="permutations that an importance is the mean of")
 
     @field_validator("ks")
     @classmethod
