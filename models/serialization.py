@@ -62,7 +62,7 @@ def load_module(folder: Path, spec_type: "type[Spec]", build: "Callable[[Spec], 
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not fit {SPEC_FILE} ({error}): another version of counterpoise may have written it; {REMEDY}"
+            f"{path} does not fit {SPEC_FILE} ({error}), another version of counterpoise may have written it: {REMEDY}"
         ) from error
     if weights_digest(module) != document["weights_sha256"]:
         raise ValueError(f"{path} is not the file that {SPEC_FILE} was written for (sha256 differs): {REMEDY}")
