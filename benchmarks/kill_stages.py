@@ -52,7 +52,7 @@ SMALL = (
 WORLD = SimulatorConfig(users=60, items=50, days=5, requests_per_day=80, slots=5, click_rate=0.2, conversion_rate=0.3)
 # A registry counts on, and a table's versions too; what they hold is compared instead.
 COUNTED = ("version", "model_version", "decision", "table_")
-VERSION = re.compile(rb"version \d+", re.IGNORECASE)
+DECISION = re.compile(rb"Version \d+: [^<]*")
 Digests = dict[str, str]
 
 
@@ -202,7 +202,7 @@ def _file_digest(workspace: Workspace, file: Path) -> str:
             values = {key: value for key, value in values.items() if not key.startswith(COUNTED)}
         content = json.dumps(values, sort_keys=True).encode()
     elif file.suffix == ".html":
-        content = VERSION.sub(b"version", content)  # a registry counts on, and the page tells its number
+        content = DECISION.sub(b"", content)  # as of JSON: a registry counts on, and holds what was registered before
     return hashlib.sha256(content).hexdigest()
 
 
