@@ -52,7 +52,7 @@ SMALL = (
 WORLD = SimulatorConfig(users=60, items=50, days=5, requests_per_day=80, slots=5, click_rate=0.2, conversion_rate=0.3)
 # A registry counts on, and a table's versions too; what they hold is compared instead.
 COUNTED = ("version", "model_version", "decision", "table_")
-DECISION = re.compile(rb"Version \d+: [^<]*")
+DECISION = re.compile(rb"Version \d+: [^<]*|registered version</td><td>\d+")
 Digests = dict[str, str]
 
 
