@@ -1,5 +1,6 @@
 """Calibrate: fit on the validation days what turns the ranker's probabilities into rates that hold."""
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -29,9 +30,9 @@ from pipeline.extra_targets import in_space
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder, table_versions
 from pipeline.fit import PREDICT_ROWS
-from pipeline.maturity import maturity_of
+from pipeline.maturity import Maturity, maturity_of
 from pipeline.split import Days
-from pipeline.stage import Outcome
+from pipeline.stage import LOG, Outcome
 from pipeline.workspace import Workspace, read_json
 
 FITS: dict[str, Callable[[Observed], Platt | Isotonic]] = {"platt": fit_platt, "isotonic": fit_isotonic}
@@ -41,7 +42,8 @@ def calibrate(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Write runs/<id>/model/calibration.json, fitted on the validation days with the labels that train a ranker.
 
     Click is fitted on all impressions, conversion on clicked ones, a further binary task within its space; the
-    product follows from the first two. Impressions whose labels may still change count as they do in training. A
+    product follows from the first two. Impressions whose labels may still change count as they do in training, but
+    for labels.immature = 'keep', see `_maturity`. A
     task with fewer than calibration.min_positives of either class, or that is ordered backwards, keeps its own
     probabilities, and the outcome says why.
 
@@ -110,11 +112,26 @@ def _clicked(targets: Targets) -> NDArray[np.float32]:
     return clicked
 
 
+def _maturity(config: Config, fitted: pl.LazyFrame, cutoff: dt.datetime) -> Maturity:
+    """Correct immature labels by their delay even where training keeps them, if the delay can be fitted.
+
+    Kept, conversions that are still to come count as none: few among all training days, many on the validation day,
+    which is the youngest, and a rate that is fitted to it would be too low.
+    """
+    if config.labels.immature == "keep":
+        weighted = config.model_copy(update={"labels": config.labels.model_copy(update={"immature": "weight"})})
+        try:
+            return maturity_of(weighted, fitted, cutoff)
+        except ValueError as error:
+            LOG.warning("calibrate: immature labels are kept as negatives, their delay cannot be fitted: %s", error)
+    return maturity_of(config, fitted, cutoff)
+
+
 def _validation(config: Config, workspace: Workspace, days: Days, spec: RankerSpec) -> list[Examples]:
     folder = run_folder(config, workspace, days)
     table, version = workspace.table("examples"), table_versions(folder)["examples"]
     fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
-    maturity = maturity_of(config, fitted, plan_of(config).start_of(days.test[0]))
+    maturity = _maturity(config, fitted, plan_of(config).start_of(days.test[0]))
     return [read_examples(table, version, day, spec, maturity) for day in days.validation]
 
 
