@@ -100,7 +100,9 @@ def _installed() -> str:
             return found
     if os.environ.get("COUNTERPOISE_REQUIRE_BROWSER"):
         pytest.fail(f"COUNTERPOISE_REQUIRE_BROWSER is set, and none of {', '.join(NAMES)} is installed")
-    pytest.skip(f"none of {', '.join(NAMES)} is installed")
+    pytest.skip(
+        f"none of {', '.join(NAMES)} is installed to open the page in: .ci/run installs one, and then it must run"
+    )
 
 
 @pytest.fixture(scope="module")
