@@ -119,7 +119,14 @@ def _task_section(result: Mapping[str, Any], task: str) -> Section:
             Chart(spec, caption, f"{task}-to-{reference}".replace("_", "-")),
             _difference_table(family, f"Differences to {reference}"),
         ]
-    return Section(SPACES[task].capitalize(), blocks)
+    return Section(SPACES[task].capitalize(), [*blocks, every_pair(result["differences"][task])])
+
+
+def every_pair(differences: Mapping[str, Any]) -> Table:
+    """Tabulate the difference in AUC of each model (row) to each other one (column), * where it is shown."""
+    names = list(differences)
+    rows = [[name, *(_starred(differences[other].get(name)) for other in names)] for name in names]
+    return Table(["AUC", *(f"- {name}" for name in names)], rows, "Every pair, * where Holm's p is below 0.05")
 
 
 def _levels(models: Mapping[str, Any], task: str) -> Table:

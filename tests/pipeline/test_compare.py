@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.compare import COMPARED, Comparison, compare, differences_of
-from pipeline.compare_page import data_text, terminal_table, too_few, write_compare_page
+from pipeline.compare_page import data_text, every_pair, terminal_table, too_few, write_compare_page
 from pipeline.evaluate import OUTPUT_OF, TASKS
 from pipeline.fit import fit_of
 from pipeline.metrics import evaluate_task
@@ -171,6 +171,17 @@ def test_names_that_do_not_exist_and_a_lone_model_are_refused(small_study: Study
         compare(small_study, Comparison(bodies=("ple",), baselines=("xgboost",)))
     with pytest.raises(ValueError, match=r"needs two models, got \['ple'\]"):
         compare(small_study, Comparison(bodies=("ple", "ple")))
+
+
+def test_every_pair_stands_in_the_table_with_its_mirror(result: dict[str, Any]) -> None:
+    differences = result["differences"]["click"]
+    names, table = list(differences), every_pair(differences)
+    assert table.columns == ["AUC", *(f"- {name}" for name in names)]
+    for row, name in zip(table.rows, names, strict=True):
+        assert row[0] == name
+        for cell, other in zip(row[1:], names, strict=True):
+            value = "-" if other == name else f"{differences[other][name]['auc']['value']:+.4f} ["
+            assert cell.startswith(value)
 
 
 def test_the_page_and_the_terminal_show_every_model(result: dict[str, Any], tmp_path: Path) -> None:
