@@ -59,6 +59,9 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     workspace: Annotated[Path, typer.Option()] = Path("workspace"),
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     on: Annotated[Literal["validation", "test"], typer.Option()] = "validation",
+    sizes: Annotated[
+        str, typer.Option(help="own, ours, or both; torch-rechub's own take minutes a training.")
+    ] = "own,ours",
     replicates: Annotated[int, typer.Option(min=20)] = 1000,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
     run: Annotated[str | None, typer.Option()] = None,
@@ -72,9 +75,9 @@ def main(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     trained = {settings.model.body: _ours(study, settings.model.body, seeds, cache)}
     for library in PEERS:
         for kind in ("mmoe", "ple"):
-            for sizes in ("own", "ours"):
-                many = [_peer(library, kind, sizes, study, seed, cache) for seed in range(1, seeds + 1)]
-                trained[f"{library} {kind}, {sizes} sizes"] = many
+            for chosen in sizes.split(","):
+                many = [_peer(library, kind, chosen, study, seed, cache) for seed in range(1, seeds + 1)]
+                trained[f"{library} {kind}, {chosen} sizes"] = many
     trained["lightgbm"] = [_lightgbm(study, cache)]
     result = compare_trained(study, trained, seeds, replicates)
     if output is not None:
