@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.offline import keep_offline
 from models.inputs import Features
 from models.ranker import RankerSpec
 from pipeline.config import Config
@@ -127,7 +128,7 @@ def rechub(kind: str, sizes: str, config: Config, spec: RankerSpec, seed: int) -
 
 def deepctr(kind: str, sizes: str, config: Config, spec: RankerSpec, seed: int) -> Callable[[Material], Fitted]:
     """Return a trainer of DeepCTR-Torch's MMOE or PLE."""
-    _keep_offline()
+    keep_offline()
     from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
     from deepctr_torch.models import MMOE, PLE
 
@@ -166,16 +167,6 @@ def deepctr(kind: str, sizes: str, config: Config, spec: RankerSpec, seed: int) 
         return Fitted(lambda given: _outputs(network.predict(columns(given, spec), PREDICT_ROWS)), _size(network))
 
     return make
-
-
-def _keep_offline() -> None:
-    """Refuse the question for a newer version that DeepCTR-Torch asks on import: benchmarks talk to loopback alone."""
-    import requests
-
-    def refuse(*_: object, **__: object) -> None:
-        raise requests.ConnectionError("no connection leaves the machine")
-
-    requests.get = refuse
 
 
 def _size(network: torch.nn.Module) -> dict[str, int]:

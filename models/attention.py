@@ -1,6 +1,7 @@
 """Target attention: what a user did before, weighted by what the candidate is.
 
-Shapes: B batch, L sequence length, G groups, D width, R present ids of all sequences.
+Shapes: B batch, L sequence length, G groups, D width, R present ids of all sequences, U users, N pairs of a user and a
+candidate, P present ids of all pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,10 +56,24 @@ class TargetAttention(nn.Module):
         """Maps ids (B, L) int64, 0 where absent, and candidates (B, G x D) to (B, G x D); no ids give zeros."""
         present_BL = ids_BL != PADDING
         rows_R = present_BL.nonzero()[:, 0]
-        item_RW = table(ids_BL[present_BL].unsqueeze(1), fields=self.field_1).squeeze(1)
-        item_RGD, candidate_RGD = (
-            x.unflatten(1, (self.groups, -1)) for x in (item_RW, candidate_BW.index_select(0, rows_R))
-        )
+        return self._weighted(self._items(ids_BL[present_BL], table), rows_R, candidate_BW)
+
+    def of_pairs(self, ids_UL: Tensor, user_N: Tensor, candidate_NW: Tensor, table: FusedEmbedding) -> Tensor:
+        """Returns what `forward` does of `ids_UL[user_N]`, with the ids of a user looked up once: (N, G x D)."""
+        present_UL = ids_UL != PADDING
+        count_N, end_U = present_UL.sum(1)[user_N], present_UL.sum(1).cumsum(0)
+        pair_P = torch.arange(len(user_N)).repeat_interleave(count_N)
+        # An id's place among those of its user, behind those of the users before.
+        place_P = torch.arange(len(pair_P)) + (end_U[user_N] - count_N.cumsum(0))[pair_P]
+        return self._weighted(self._items(ids_UL[present_UL], table)[place_P], pair_P, candidate_NW)
+
+    def _items(self, ids_R: Tensor, table: FusedEmbedding) -> Tensor:
+        item_RW: Tensor = table(ids_R.unsqueeze(1), fields=self.field_1).squeeze(1)
+        return item_RW
+
+    def _weighted(self, item_RW: Tensor, rows_R: Tensor, candidate_BW: Tensor) -> Tensor:
+        shape = (len(rows_R), self.groups, candidate_BW.shape[1] // self.groups)
+        item_RGD, candidate_RGD = (x.view(shape) for x in (item_RW, candidate_BW.index_select(0, rows_R)))
         weighted_RGD = self.unit(item_RGD, candidate_RGD) * item_RGD
         # index_add and the gradient of index_select are deterministic on a GPU too, in torch's deterministic mode.
         return torch.zeros_like(candidate_BW).index_add(0, rows_R, weighted_RGD.flatten(1))

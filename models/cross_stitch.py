@@ -3,12 +3,14 @@
 Shapes: B batch, T receiving task, U giving task, D width.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from models.body import BodySize, build_experts
+from models.layers import ExpertLayers, FirstLayer
 
 OWN_SHARE = 0.9
 """Of a task's own activation at the start; the other tasks share the rest."""
@@ -33,9 +35,27 @@ class CrossStitch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, I), or one input a task (B, T, I), to (B, T, O)."""
-        for layer, stitch_TUD in zip(self.layers, self.stitches, strict=True):
+        return self._above(self._first_network()(x))
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the one layer that reads the input."""
+        first = self._first_network().first
+        return [FirstLayer(first, [[task] for task in range(len(first.weight_GIO))])]
+
+    def finish(self, firsts: Sequence[Tensor]) -> Tensor:
+        """Returns the output (B, T, O) from what the first layer gives, (B, T, its width)."""
+        return self._above(self._first_network().finish(firsts[0]))
+
+    def _above(self, x: Tensor) -> Tensor:
+        x = torch.einsum("tud,bud->btd", self.stitches[0], x)
+        for layer, stitch_TUD in zip(self.layers[1:], self.stitches[1:], strict=True):
             x = torch.einsum("tud,bud->btd", stitch_TUD, layer(x))
         return x
+
+    def _first_network(self) -> ExpertLayers:
+        network = self.layers[0]
+        assert isinstance(network, ExpertLayers)
+        return network
 
 
 def _near_identity(tasks: int) -> Tensor:

@@ -38,7 +38,7 @@ def entire_space(logits_BT: Tensor) -> EntireSpace:
 
 def entire_space_probabilities(logits_BT: Tensor) -> Tensor:
     """Returns p_click, p_conversion and p_click_and_conversion, in that order: (B, 2) to (B, 3) float32."""
-    p_both_B = entire_space(logits_BT).click_and_conversion_B.exp()
+    p_both_B = (logsigmoid(logits_BT[:, 0]) + logsigmoid(logits_BT[:, 1])).exp()
     return torch.cat([logits_BT.sigmoid(), p_both_B.unsqueeze(-1)], dim=-1)
 
 

@@ -14,8 +14,8 @@ from models.adatt import FusionLevel
 from models.body import BodySize, build_experts, shared_names, weigh
 from models.cross_stitch import CrossStitch
 from models.extraction import ExtractionLevel
-from models.gating import GateLevel
-from models.layers import GroupedLinear
+from models.gating import GateLevel, mix
+from models.layers import FirstLayer, GroupedLinear
 from models.levels import Levels
 from models.stem import STEMLevel
 
@@ -32,6 +32,15 @@ class SingleTask(nn.Module):
         output_BTD: Tensor = self.networks(x)
         return output_BTD
 
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the one layer that reads the input."""
+        first = self.networks.first
+        return [FirstLayer(first, [[task] for task in range(len(first.weight_GIO))])]
+
+    def finish(self, firsts: Sequence[Tensor]) -> Tensor:
+        """Returns the output (B, T, O) from what the first layer gives, (B, T, its width)."""
+        return self.networks.finish(firsts[0])
+
 
 class SharedBottom(nn.Module):
     """Gives all tasks the output of one network (Caruana 1997)."""
@@ -45,6 +54,14 @@ class SharedBottom(nn.Module):
         """Maps (B, I) to (B, T, O)."""
         output_B1D: Tensor = self.network(x_BD)
         return output_B1D.expand(-1, self.tasks, -1)
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the one layer that reads the input."""
+        return [FirstLayer(self.network.first, [[0]])]
+
+    def finish(self, firsts: Sequence[Tensor]) -> Tensor:
+        """Returns the output (B, T, O) from what the first layer gives, (B, 1, its width)."""
+        return self.network.finish(firsts[0]).expand(-1, self.tasks, -1)
 
 
 class MMoE(nn.Module):
@@ -74,8 +91,20 @@ class MMoE(nn.Module):
     def forward_with_gates(self, x_BD: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the output beside the weight of each expert in each gate: one tensor (B, N, E)."""
         gates_BNE = weigh(self.gate(x_BD), self.visible_NE, self.size, training=self.training)
-        output_BND = torch.bmm(gates_BNE, self.experts(x_BD))
-        return output_BND.expand(-1, self.size.tasks, -1), [gates_BNE]
+        return self._mixed(gates_BNE, self.experts(x_BD)), [gates_BNE]
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the experts' first layer and the gates."""
+        return [FirstLayer(part, [[0]] * len(part.weight_GIO)) for part in (self.experts.first, self.gate)]
+
+    def finish(self, firsts: Sequence[Tensor]) -> Tensor:
+        """Returns the output (B, T, O) from what the first layers give, (B, G, width) each."""
+        first_BEO, logits_BNE = firsts
+        gates_BNE = weigh(logits_BNE, self.visible_NE, self.size, training=self.training)
+        return self._mixed(gates_BNE, self.experts.finish(first_BEO))
+
+    def _mixed(self, gates_BNE: Tensor, outputs_BED: Tensor) -> Tensor:
+        return mix(gates_BNE, outputs_BED).expand(-1, self.size.tasks, -1)
 
     def gate_levels(self, tasks: Sequence[str]) -> list[GateLevel]:
         """Names the gates and the experts of the one level."""

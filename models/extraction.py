@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.body import BodySize, build_experts, expert_owners, of_gates, of_owners, weigh
-from models.layers import GroupedLinear
+from models.gating import mix
+from models.layers import FirstLayer, GroupedLinear
 
 
 class ExtractionLevel(nn.Module):
@@ -35,4 +36,14 @@ class ExtractionLevel(nn.Module):
         """Maps (B, I), or (B, T + 1, I) from the level below, to (B, N, O) and the gates' weights (B, N, E)."""
         logits_BNE = self.gate(of_gates(x, len(self.visible_NE)))
         gates_BNE = weigh(logits_BNE, self.visible_NE, self.size, training=self.training)
-        return torch.bmm(gates_BNE, self.experts(of_owners(x, self.owner_E))), gates_BNE
+        return mix(gates_BNE, self.experts(of_owners(x, self.owner_E))), gates_BNE
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the experts' first layer and the gates."""
+        experts = FirstLayer(self.experts.first, [[owner] for owner in self.owner_E.tolist()])
+        return [experts, FirstLayer(self.gate, [[gate] for gate in range(len(self.visible_NE))])]
+
+    def finish(self, first_BEO: Tensor, logits_BNE: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `forward` does from what the first layers give."""
+        gates_BNE = weigh(logits_BNE, self.visible_NE, self.size, training=self.training)
+        return mix(gates_BNE, self.experts.finish(first_BEO)), gates_BNE

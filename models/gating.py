@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST_PRODUCT = 400
+"""Multiplications a row below which torch.bmm does without MKL, 4 times slower than expert by expert."""
+
 
 @dataclass(frozen=True)
 class GateLevel:
@@ -37,7 +40,25 @@ def gate_weights(
     if training and dropout > 0:
         kept = visible_NE & (torch.rand_like(logits_BNE) >= dropout)
         kept = kept | (visible_NE & ~kept.any(-1, keepdim=True))
-    return logits_BNE.masked_fill(~kept, -torch.inf).softmax(-1)
+    masked_BNE = logits_BNE.masked_fill(~kept, -torch.inf)
+    if torch.is_grad_enabled():
+        return masked_BNE.softmax(-1)
+    # Over a first dimension, 9 times faster: 3 us for 200 rows of 2 gates and 5 experts.
+    gates_ENB = masked_BNE.permute(2, 1, 0).contiguous().softmax(0)
+    return gates_ENB.permute(2, 1, 0).contiguous()  # torch.bmm copies other layouts row by row
+
+
+def mix(gates_BNE: Tensor, outputs_BEO: Tensor) -> Tensor:
+    """Returns each gate's mixture of the experts: (B, N, O)."""
+    _, gates, experts = gates_BNE.shape
+    if torch.is_grad_enabled() or gates * experts * outputs_BEO.shape[2] >= SMALLEST_PRODUCT:
+        return torch.bmm(gates_BNE, outputs_BEO)
+    mixed_NBO = outputs_BEO.new_zeros(gates, len(outputs_BEO), outputs_BEO.shape[2])
+    gates_NEB1 = gates_BNE.permute(1, 2, 0).contiguous().unsqueeze(-1)
+    for gate, mixed_BO in enumerate(mixed_NBO):
+        for expert in range(experts):
+            mixed_BO.addcmul_(gates_NEB1[gate, expert], outputs_BEO[:, expert])
+    return mixed_NBO.transpose(0, 1)
 
 
 def load_balance_loss(gates: Sequence[Tensor], levels: Sequence[GateLevel]) -> Tensor:

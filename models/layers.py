@@ -5,6 +5,7 @@ Shapes: B batch, E expert, G group (of a batched layer), I input width, O output
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -33,6 +34,15 @@ class GroupedLinear(nn.Module):
         # One wide product: a batched one would hold the input's gradient once a group before summing.
         weight_IO = self.weight_GIO.transpose(0, 1).flatten(1)
         return torch.addmm(self.bias_GO.flatten(), x, weight_IO).view(-1, groups, output_width)
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """A linear layer that reads a network's input: where the input is made of parts, its output is a sum of theirs."""
+
+    linear: GroupedLinear
+    reads: list[list[int]]
+    """Of each group G the numbers of the inputs (B, G, I) whose sum it reads."""
 
 
 class LayerNorm(nn.Module):
@@ -107,9 +117,23 @@ class ExpertLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, I), the same input for all experts, or (B, E, I), one each, to (B, E, O)."""
-        for depth, layer in enumerate(self.layers):
-            x = layer(x)
-            if self.norms:
-                x = self.norms[depth](x)
-            x = nn.functional.dropout(self.activation(x), self.dropout, self.training)
+        return self.finish(self.first(x))
+
+    @property
+    def first(self) -> GroupedLinear:
+        """The linear layer that reads the input."""
+        layer = self.layers[0]
+        assert isinstance(layer, GroupedLinear)
+        return layer
+
+    def finish(self, first_BEO: Tensor) -> Tensor:
+        """Returns the output (B, E, O) from what the first linear layer gives, (B, E, its width)."""
+        x = self._activated(first_BEO, 0)
+        for depth, layer in enumerate(self.layers[1:], start=1):
+            x = self._activated(layer(x), depth)
         return x
+
+    def _activated(self, x: Tensor, depth: int) -> Tensor:
+        if self.norms:
+            x = self.norms[depth](x)
+        return nn.functional.dropout(self.activation(x), self.dropout, self.training)

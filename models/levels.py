@@ -12,6 +12,7 @@ from models.adatt import FusionLevel
 from models.body import SHARED, BodySize, expert_names
 from models.extraction import ExtractionLevel
 from models.gating import GateLevel
+from models.layers import FirstLayer
 from models.stem import STEMLevel
 
 Level = ExtractionLevel | FusionLevel | STEMLevel
@@ -43,8 +44,25 @@ class Levels(nn.Module):
 
     def forward_with_gates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the output beside each level's weights of experts: (B, N, E), zero where a gate does not see one."""
-        gates = []
-        for level in self.levels:
+        return self._above(*self.levels[0](x))
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the layers that read the input: those of the first level."""
+        return self._first_level().first_layers()
+
+    def finish(self, firsts: Sequence[Tensor]) -> Tensor:
+        """Returns the output (B, T, O) from what the first layers give, (B, G, width) each."""
+        first_BEO, logits_BNE = firsts
+        return self._above(*self._first_level().finish(first_BEO, logits_BNE))[0]
+
+    def _first_level(self) -> Level:
+        level = self.levels[0]
+        assert isinstance(level, Level)
+        return level
+
+    def _above(self, x: Tensor, gates_BNE: Tensor) -> tuple[Tensor, list[Tensor]]:
+        gates = [gates_BNE]
+        for level in self.levels[1:]:
             x, gates_BNE = level(x)
             gates.append(gates_BNE)
         return x, gates

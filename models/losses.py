@@ -3,7 +3,7 @@
 Shapes: B batch, T task (0 click, 1 conversion given a click).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -67,6 +67,8 @@ class Propensity:
     """Smallest probability that is divided by: no row weighs more than 1 / floor."""
     self_normalised: bool = True
     """Whether the weights of a batch are scaled to sum to the rows that they stand for (SNIPS)."""
+    over_batch: Callable[[Tensor], Tensor] | None = None
+    """Adds sums over these rows to those over the rest of their batch; None where these rows are the batch."""
 
     def weights(self, seen_B: Tensor, probability_B: Tensor, mask_B: Tensor) -> Tensor:
         """Returns seen / probability over the rows of a mask, without gradient: (B), 0 where a row is not seen.
@@ -78,8 +80,9 @@ class Propensity:
         weights_B = mask_B * seen_B / probability_B.detach().clamp(min=self.floor)
         if not self.self_normalised:
             return weights_B
-        total = weights_B.sum()
-        return weights_B * torch.where(total > 0, mask_B.sum() / total.clamp(min=torch.finfo().tiny), 0.0)
+        sums = torch.stack([weights_B.sum(), mask_B.sum()])
+        total, rows = sums if self.over_batch is None else self.over_batch(sums)
+        return weights_B * torch.where(total > 0, rows / total.clamp(min=torch.finfo().tiny), 0.0)
 
 
 def task_losses(

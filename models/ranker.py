@@ -4,6 +4,7 @@ Shapes: B batch, N rows, T task (0 click, 1 conversion given a click, then furth
 O outputs.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from models.inputs import Columns, Features, InputLayer
 from models.layers import SHARED_INPUT_DIMENSIONS
 from models.losses import AUXILIARY_HEADS
 from models.numeric import NumericSize
+from models.pruning import inputs_of, keep_groups, keep_tasks
 from models.ranker_spec import LINEAR, RankerSpec, body_size, numeric_size
 from models.serialization import load_module, save_module
 from models.towers import TaskTowers
@@ -36,7 +38,7 @@ class ContextBias(nn.Module):
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        self.inputs = _input_layer(spec, _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={}))
+        self.inputs = input_layer(spec, context_columns(spec))
         self.towers = TaskTowers(tasks=spec.heads, input_width=self.inputs.width, hidden=(CONTEXT_HIDDEN_WIDTH,))
 
     def forward(self, features: Features, table: FusedEmbedding) -> Tensor:
@@ -56,18 +58,11 @@ class DeepScorer(nn.Module):
 
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
-        trunk = _columns(
-            spec,
-            single=[name for name in spec.single if name not in spec.context],
-            numeric=[name for name in spec.numeric if name not in spec.context_numeric],
-            pooled=spec.pooled,
-            attended=spec.attention,
-        )
         self.table = FusedEmbedding(
             cardinalities=list(spec.categorical_cardinalities.values()),
             width=input_groups(spec.body, spec.heads, task_embeddings=spec.task_embeddings) * spec.embedding_width,
         )
-        self.inputs = _input_layer(spec, trunk)
+        self.inputs = input_layer(spec, trunk_columns(spec))
         self.body = BODIES[spec.body](body_size(spec, input_width=self.inputs.width))
         self.towers = TaskTowers(tasks=spec.heads, input_width=spec.hidden[-1], hidden=spec.tower)
         self.context = ContextBias(spec) if spec.context or spec.context_numeric else None
@@ -101,10 +96,8 @@ class LinearScorer(nn.Module):
     def __init__(self, spec: RankerSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        columns = _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
         self.table = FusedEmbedding(cardinalities=list(spec.categorical_cardinalities.values()), width=spec.heads)
-        numeric = NumericSize(bins=spec.bins, width=spec.heads, zero_bin=spec.zero_bin)
-        self.inputs = InputLayer(columns, numeric=numeric, embedding_width=spec.heads)
+        self.inputs = linear_input_layer(spec, all_columns(spec))
 
     def forward(self, features: Features) -> Tensor:
         """Returns logits (B, T)."""
@@ -182,18 +175,41 @@ def predict(ranker: Ranker, features: Features, batch_size: int) -> NDArray[np.f
 
     Runs in evaluation mode on the ranker's device, and leaves the ranker's mode as it was.
     """
-    spec, device, was_training = ranker.spec, next(ranker.parameters()).device, ranker.training
-    outputs_NO = np.empty((len(features), len(spec.outputs())), dtype=np.float32)
-    ranker.eval()
+    device = next(ranker.parameters()).device
+    outputs_NO = np.empty((len(features), len(ranker.spec.outputs())), dtype=np.float32)
+    scoring = for_scoring(ranker)
     with torch.inference_mode():
         for start in range(0, len(features), batch_size):
             rows = slice(start, start + batch_size)
-            logits_BT = ranker(features.slice(rows).to(device))
-            base_B3 = entire_space_probabilities(logits_BT[:, :TASKS])
-            extra_BX = extra_outputs(logits_BT, spec.binary_tasks, spec.value_tasks)
-            outputs_NO[rows] = torch.cat([base_B3, extra_BX], dim=1).cpu().numpy()
-    ranker.train(was_training)
+            outputs_NO[rows] = outputs_of(scoring(features.slice(rows).to(device)), ranker.spec).cpu().numpy()
     return outputs_NO
+
+
+def outputs_of(logits_BT: Tensor, spec: RankerSpec) -> Tensor:
+    """Returns `spec.outputs()` from logits, of which those that only training needs are not read: (B, O) float32."""
+    base_B3 = entire_space_probabilities(logits_BT[:, :TASKS])
+    return torch.cat([base_B3, extra_outputs(logits_BT, spec.binary_tasks, spec.value_tasks)], dim=1)
+
+
+def for_scoring(ranker: Ranker) -> Ranker:
+    """Returns a ranker of the same outputs in evaluation mode, without the heads that only training needs.
+
+    What serves these heads alone is left out too: see `keep_tasks`. Weights are those of the given ranker, not copies,
+    where they are whole. The linear ranker keeps all heads: they cost it little.
+    """
+    weights = [*ranker.parameters(), *ranker.buffers()]
+    scoring = copy.deepcopy(ranker, {id(weight): weight for weight in weights}).eval()
+    tasks = ranker.spec.heads - len(AUXILIARY_HEADS[ranker.spec.conversion_loss])
+    scorer = scoring.scorer
+    if tasks < ranker.spec.heads and isinstance(scorer, DeepScorer):
+        inputs = keep_tasks(scorer.body, tasks)
+        scorer.inputs.keep(inputs_of(inputs, scorer.inputs.groups))
+        keep_groups(scorer.towers, torch.arange(tasks))
+        if scorer.context is not None:
+            scorer.context.heads = tasks
+            keep_groups(scorer.context.towers, torch.arange(tasks))
+        scoring.bias_T = nn.Parameter(ranker.bias_T.detach()[:tasks], requires_grad=False)
+    return scoring
 
 
 def save_ranker(ranker: Ranker, folder: Path) -> None:
@@ -224,7 +240,35 @@ def _columns(
     )
 
 
-def _input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
+def trunk_columns(spec: RankerSpec) -> Columns:
+    """Returns the columns that a body reads: all but those of the context."""
+    return _columns(
+        spec,
+        single=[name for name in spec.single if name not in spec.context],
+        numeric=[name for name in spec.numeric if name not in spec.context_numeric],
+        pooled=spec.pooled,
+        attended=spec.attention,
+    )
+
+
+def context_columns(spec: RankerSpec) -> Columns:
+    """Returns the columns that only the context bias reads."""
+    return _columns(spec, single=spec.context, numeric=spec.context_numeric, pooled={})
+
+
+def all_columns(spec: RankerSpec) -> Columns:
+    """Returns all columns, as the linear body reads them."""
+    return _columns(spec, single=spec.single, numeric=spec.numeric, pooled=spec.pooled)
+
+
+def linear_input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
+    """Builds the layer that gives each id and each knot one weight a task."""
+    numeric = NumericSize(bins=spec.bins, width=spec.heads, zero_bin=spec.zero_bin)
+    return InputLayer(columns, numeric=numeric, embedding_width=spec.heads)
+
+
+def input_layer(spec: RankerSpec, columns: Columns) -> InputLayer:
+    """Builds the layer that turns columns into the vectors of a body or of the context."""
     return InputLayer(
         columns,
         numeric=numeric_size(spec),

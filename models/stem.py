@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.body import BodySize, build_experts, expert_owners, of_owners, weigh
-from models.layers import GroupedLinear
+from models.layers import FirstLayer, GroupedLinear
 
 
 class STEMLevel(nn.Module):
@@ -41,6 +41,19 @@ class STEMLevel(nn.Module):
         shared_B1I = x_BGI[:, tasks:]
         of_gates_BNI = torch.cat([x_BGI[:, :tasks] + shared_B1I, shared_B1I], dim=1)[:, :gates]
         gates_BNE = weigh(self.gate(of_gates_BNI), self.visible_NE, self.size, training=self.training)
-        outputs_BED = self.experts(of_owners(x_BGI, self.owner_E))
+        return self._mixed(gates_BNE, self.experts(of_owners(x_BGI, self.owner_E)))
+
+    def first_layers(self) -> list[FirstLayer]:
+        """Returns the experts' first layer and the gates."""
+        tasks, experts = self.size.tasks, FirstLayer(self.experts.first, [[owner] for owner in self.owner_E.tolist()])
+        reads = [[gate, tasks] if gate < tasks else [tasks] for gate in range(len(self.visible_NE))]
+        return [experts, FirstLayer(self.gate, reads)]
+
+    def finish(self, first_BEO: Tensor, logits_BNE: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `forward` does from what the first layers give."""
+        gates_BNE = weigh(logits_BNE, self.visible_NE, self.size, training=self.training)
+        return self._mixed(gates_BNE, self.experts.finish(first_BEO))
+
+    def _mixed(self, gates_BNE: Tensor, outputs_BED: Tensor) -> tuple[Tensor, Tensor]:
         trained_BND = torch.bmm(gates_BNE * self.trained_NE, outputs_BED)
         return trained_BND + torch.bmm(gates_BNE * ~self.trained_NE, outputs_BED.detach()), gates_BNE

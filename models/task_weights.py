@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import ExpertLayers
+from models.optimizer import load_state_tensors, state_tensors, under
 from models.ranker import DeepScorer, Ranker
 
 TASK_WEIGHTS = ("static", "uncertainty", "gradnorm", "pcgrad")
@@ -44,6 +45,14 @@ class StaticWeights:
         """Returns none: nothing is learned."""
         return {}
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns none: nothing is learned."""
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up nothing."""
+        assert not tensors, list(tensors)
+
 
 class UncertaintyWeights:
     """Learns a log-variance s a task, by which its cross-entropy weighs exp(-s).
@@ -71,6 +80,15 @@ class UncertaintyWeights:
     def weights(self) -> dict[str, float]:
         """Returns exp(-s) of each task."""
         return dict(zip(self.tasks, torch.exp(-self.log_variance_T.detach()).tolist(), strict=True))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns the log-variances and their optimiser's state, by name."""
+        return {"log_variance_T": self.log_variance_T.detach(), **_named("optimizer", state_tensors(self.optimizer))}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `state_tensors` gave."""
+        self.log_variance_T.data.copy_(tensors["log_variance_T"])
+        load_state_tensors(self.optimizer, under("optimizer", tensors))
 
 
 class GradNormWeights:
@@ -105,6 +123,17 @@ class GradNormWeights:
     def weights(self) -> dict[str, float]:
         """Returns the weight of each task."""
         return dict(zip(self.tasks, self.weight_T.tolist(), strict=True))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns the weights, the first losses and the optimiser's state, by name."""
+        learned = {"weight_T": self.weight_T.detach(), "first_T": self.first_T}
+        return {**learned, **_named("optimizer", state_tensors(self.optimizer))}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `state_tensors` gave."""
+        self.weight_T.data.copy_(tensors["weight_T"])
+        self.first_T.copy_(tensors["first_T"])
+        load_state_tensors(self.optimizer, under("optimizer", tensors))
 
     def _norms(self, losses: Mapping[str, Tensor], shared: nn.Parameter) -> Tensor:
         gradients = [
@@ -153,6 +182,14 @@ class ProjectedGradients:
     def weights(self) -> dict[str, float]:
         """Returns none: nothing is learned."""
         return {}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns none: nothing is learned."""
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up nothing."""
+        assert not tensors, list(tensors)
 
     def _taken(self) -> Tensor:
         """Returns the trunk's gradient in one row (P), and forgets it."""
@@ -235,3 +272,7 @@ def weight_gradient(weight_T: Tensor, norms_T: Tensor, progress_T: Tensor, setti
 
 def _with_rest(total: Tensor, rest: Tensor | None) -> Tensor:
     return total if rest is None else total + rest
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}

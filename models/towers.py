@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.layers import ExpertLayers, GroupedLinear
+from models.layers import ExpertLayers, FirstLayer, GroupedLinear
 
 
 class TaskTowers(nn.Module):
@@ -20,5 +20,18 @@ class TaskTowers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, D), or the same (B, D) for all tasks, to logits (B, T)."""
-        logits_BT1: Tensor = self.output(self.layers(x))
+        return self._logits(self.layers(x))
+
+    def first_layer(self) -> FirstLayer:
+        """Returns the layer that reads the input, of towers that have hidden layers."""
+        assert isinstance(self.layers, ExpertLayers)
+        return FirstLayer(self.layers.first, [[task] for task in range(len(self.layers.first.weight_GIO))])
+
+    def finish(self, first_BTD: Tensor) -> Tensor:
+        """Returns the logits (B, T) from what the first layer gives, (B, T, its width)."""
+        assert isinstance(self.layers, ExpertLayers)
+        return self._logits(self.layers.finish(first_BTD))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits_BT1: Tensor = self.output(x)
         return logits_BT1.squeeze(-1)

@@ -1,6 +1,8 @@
-"""Threads and telemetry of the libraries, set in one place before any of them is imported."""
+"""Threads, memory and telemetry of the libraries, set in one place before any of them is imported."""
 
 import os
+
+from pipeline.allocator import keep_freed_memory
 
 SETTINGS = {
     # Spinning OpenMP threads cost 3-4x on shared cores.
@@ -12,9 +14,24 @@ SETTINGS = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+ONE_THREAD = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+WORKER = {**ONE_THREAD, "TTY_COMPATIBLE": "0"}
+"""Of a process that shares the cores with others; only the one that started it draws progress bars."""
 
 
 def configure() -> None:
     """Set what the environment does not set already."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    keep_freed_memory()
+
+
+def become_worker() -> None:
+    """Give this process one thread for each library, before any of them is imported, and no progress bars."""
+    os.environ.update(WORKER)
+    configure()
+
+
+def share_of_cores(processes: int) -> int:
+    """Return the threads of each of so many processes that compute at once on the cores this one may use."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)

@@ -94,6 +94,19 @@ def test_pooling_gives_each_present_id_its_share_of_the_gradient() -> None:
     assert gradient.to_dense().flatten()[:5].tolist() == [0.0, 0.0, 0.5, 0.0, 1.5]
 
 
+@pytest.mark.parametrize("lowest", [0, 1], ids=["with_padding", "without"])
+def test_the_gradient_has_one_entry_for_each_id_that_is_not_padding(lowest: int) -> None:
+    fused = FusedEmbedding(cardinalities=CARDINALITIES, width=4)
+    ids_BF = _ids(20).clamp(min=lowest)
+    torch.autograd.backward(fused(ids_BF).sum())
+    gradient = fused.table.weight.grad
+    assert gradient is not None
+    rows_R, counts_RD = gradient.coalesce().indices()[0], gradient.coalesce().values()
+    expected = torch.bincount((ids_BF + fused.offsets_F)[ids_BF > 0], minlength=len(fused.table.weight))
+    assert len(rows_R) == int(expected.count_nonzero())
+    assert torch.equal(counts_RD[:, 0].long(), expected[rows_R])
+
+
 @pytest.mark.parametrize("ids", [[5, 0, 0], [0, 3, 0], [0, 0, -1]])
 def test_an_id_out_of_its_fields_range_fails(ids: list[int]) -> None:
     fused = FusedEmbedding(cardinalities=CARDINALITIES, width=4)

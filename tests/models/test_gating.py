@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.gating import GateLevel, gate_weights, load_balance_loss
+from models.gating import GateLevel, gate_weights, load_balance_loss, mix
 
 VISIBLE_NE = torch.tensor([[True, True, False, True], [False, False, True, False]])
 
@@ -78,3 +78,18 @@ def test_descending_the_load_balance_loss_spreads_a_gate() -> None:
         (gradient,) = torch.autograd.grad(loss, logits_1NE)
         logits_1NE = (logits_1NE - gradient).detach().requires_grad_()
     torch.testing.assert_close(_weights(logits_1NE)[0, 0, [0, 1, 3]], torch.full((3,), 1 / 3), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("experts", "width"), [(4, 3), (5, 100)], ids=["by expert", "one product"])
+def test_weights_and_mixtures_without_gradients_are_those_with(experts: int, width: int) -> None:
+    logits_BNE, outputs_BEO = torch.randn(30, 2, experts), torch.randn(experts, 30, width).transpose(0, 1)
+    visible_NE = torch.ones(2, experts, dtype=torch.bool)
+    visible_NE[0, 1] = False
+    made = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            gates_BNE = gate_weights(logits_BNE, visible_NE=visible_NE, temperature=2.0, dropout=0.0, training=False)
+            made.append((gates_BNE, mix(gates_BNE, outputs_BEO)))
+    for with_gradients, without in zip(*made, strict=True):
+        torch.testing.assert_close(without, with_gradients, rtol=1e-5, atol=1e-6)
+    assert not made[1][0][:, 0, 1].any()

@@ -106,6 +106,17 @@ def test_self_normalised_weights_sum_to_the_rows_that_count_and_keep_their_ratio
     torch.testing.assert_close(Propensity(floor=FLOOR).weights(seen_B, probability_B, mask_B), plain_B * 3 / 7)
 
 
+def test_parts_of_a_batch_that_know_each_others_sums_weigh_as_the_whole_batch() -> None:
+    seen_B, mask_B = torch.tensor([1.0, 0, 1, 1, 0]), torch.tensor([1.0, 1, 1, 0, 1])
+    probability_B = torch.tensor([0.2, 0.3, 0.5, 0.9, 0.1])
+    whole_B = Propensity().weights(seen_B, probability_B, mask_B)
+    # Weights 1 / 0.2 and 1 / 0.5, for four rows that count.
+    propensity = Propensity(over_batch=lambda _: torch.tensor([7.0, 4.0]))
+    halves = (slice(0, 2), slice(2, 5))
+    parts = [propensity.weights(seen_B[rows], probability_B[rows], mask_B[rows]) for rows in halves]
+    torch.testing.assert_close(torch.cat(parts), whole_B)
+
+
 @pytest.mark.parametrize("loss", ["escm2_ips", "dcmt"])
 def test_self_normalisation_divides_by_the_sum_of_the_inverse_propensities(
     loss: str, logits_BT: Tensor, targets: Targets
