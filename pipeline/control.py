@@ -1,14 +1,16 @@
 """The control of a run: separate networks on the same data and budget, which say what sharing gains or costs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.ranker import Ranker, RankerSpec, load_ranker, save_ranker
+from models.ranker import Ranker, RankerSpec, load_ranker
 from models.serialization import weights_digest
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
-from pipeline.dataset import Examples
+from pipeline.dataset import Day
 from pipeline.fit import Fit, fit_ranker
-from pipeline.workspace import read_json, replaced_folder
+from pipeline.workspace import read_json
 
 CONTROL = "single_task"
 
@@ -26,20 +28,14 @@ def why_no_control(config: Config) -> str | None:
 
 
 def fit_control(
-    spec: RankerSpec, fit: Fit, training: list[Examples], validation: list[Examples], folder: Path
-) -> tuple[list[dict[str, float]], str]:
-    """Fit the ranker's spec with separate networks and embeddings, and save it into a folder.
+    spec: RankerSpec, fit: Fit, training: Sequence[Day], validation: Sequence[Day], checkpoint: Checkpoint | None
+) -> tuple[Ranker, list[dict[str, float]]]:
+    """Fit the ranker's spec with separate networks and embeddings, and return it with its curve.
 
     Same rows, order, epochs, rates and seed: what differs is that nothing is shared. It costs about another fit, and
     as much memory in tables as there are tasks. It is no part of the registered model.
-
-    Returns:
-        Its curve, and the digest of its weights.
     """
-    control, curve = fit_ranker(replace(spec, body=CONTROL), fit, training, validation)
-    with replaced_folder(folder) as draft:
-        save_ranker(control, draft)
-    return curve, weights_digest(control)
+    return fit_ranker(replace(spec, body=CONTROL), fit, training, validation, checkpoint=checkpoint)
 
 
 def load_control(folder: Path) -> Ranker | None:

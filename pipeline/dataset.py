@@ -1,8 +1,11 @@
 """From encoded frames to the tensors that models read, and from a configuration to the models' specs."""
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -16,7 +19,43 @@ from models.ranker import RankerSpec
 from models.retriever import RetrieverSpec
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.label_sums import LabelSums, sums_of, total
 from pipeline.maturity import Maturity, Supervision, supervise
+
+ORDER = ("event_time", "user_id", "item_id", "impression_id")
+"""In which featurize writes a day, and training numbers its rows."""
+DESCRIBED = (
+    "impression_id",
+    "user_id",
+    "item_id",
+    "event_time",
+    "date",
+    "click",
+    "conversion",
+    "label_matures_at",
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Successive rows of a day that are read, shuffled and held in memory together."""
+
+    rows: int
+    clicked_rows: int
+    read: Callable[[], "Examples"]
+
+
+class Day(Protocol):
+    """A day that models train on, in memory (`Examples`) or in the table (`pipeline.blocks.StoredDay`)."""
+
+    def blocks(self) -> list[Block]:
+        """Return its rows in order, at most `tables.ROW_GROUP_ROWS` in a block."""
+
+    def label_sums(self) -> LabelSums:
+        """Return what its labels sum to."""
+
+    def item_clicks(self) -> pl.DataFrame:
+        """Return the `clicks` of each `item_id` that has some, in no order."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +67,36 @@ class Examples:
     conversions: torch.Tensor
     frame: pl.DataFrame
     supervision: Supervision
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks that the table holds these rows in."""
+        starts = range(0, len(self.clicks), tables.ROW_GROUP_ROWS)
+        parts = [self] if len(starts) == 1 else [self._part(start) for start in starts]
+        return [Block(len(part.clicks), int(part.clicks.count_nonzero()), partial(_itself, part)) for part in parts]
+
+    def label_sums(self) -> LabelSums:
+        """Return what the labels sum to, block by block as of the table's."""
+        return total(sums_of(block.read().supervision) for block in self.blocks())
+
+    def item_clicks(self) -> pl.DataFrame:
+        """Return the `clicks` of each `item_id` that has some, in no order."""
+        return clicks_by_item(self.frame.with_columns(click=pl.Series(self.clicks.numpy() > 0)))
+
+    def _part(self, start: int) -> "Examples":
+        """Return the block that begins at a row; the first one has the counts of rows left out."""
+        stop = min(start + tables.ROW_GROUP_ROWS, len(self.clicks))
+        targets = self.supervision.targets.select(torch.arange(start, stop), self.clicks.device)
+        return Examples(
+            self.features.slice(slice(start, stop)),
+            self.clicks[start:stop],
+            self.conversions[start:stop],
+            self.frame[start:stop],
+            Supervision(targets, {} if start else self.supervision.left_out),
+        )
+
+
+def _itself(part: Examples) -> Examples:
+    return part
 
 
 def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, seed: int) -> RankerSpec:
@@ -122,25 +191,38 @@ def read_examples(table: Path, version: int, day: dt.date, spec: RankerSpec, mat
 
 def examples_from(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | None) -> Examples:
     """Turn an encoded frame with labels into examples; see `read_examples`."""
-    ordered = frame.sort("event_time", "user_id", "item_id", "impression_id")
-    if maturity is not None:
-        ordered = ordered.with_columns(
-            (pl.col(label) & (pl.col(f"{label}_known_at") < maturity.cutoff)).fill_null(value=False).alias(label)
-            for label in ("click", "conversion")
-        ).with_columns(
-            # what came after a click that was not known yet was not known either
-            pl.when(pl.col("click_known_at").is_null() | (pl.col("click_known_at") < maturity.cutoff)).then(
-                pl.col(f"label_{name}")
-            )
-            for name in [*spec.binary_tasks, *spec.value_tasks]
+    return ordered_examples(frame.sort(ORDER), spec, maturity)
+
+
+def clicks_by_item(frame: pl.DataFrame) -> pl.DataFrame:
+    """Count the rows of each `item_id` whose `click` is true, in no order."""
+    return frame.filter("click").group_by("item_id").len("clicks")
+
+
+def known_labels(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | None) -> pl.DataFrame:
+    """Return the rows with click, conversion and the labels of further tasks as they were known before the cutoff."""
+    if maturity is None:
+        return frame
+    return frame.with_columns(
+        (pl.col(label) & (pl.col(f"{label}_known_at") < maturity.cutoff)).fill_null(value=False).alias(label)
+        for label in ("click", "conversion")
+    ).with_columns(
+        # what came after a click that was not known yet was not known either
+        pl.when(pl.col("click_known_at").is_null() | (pl.col("click_known_at") < maturity.cutoff)).then(
+            pl.col(f"label_{name}")
         )
+        for name in [*spec.binary_tasks, *spec.value_tasks]
+    )
+
+
+def ordered_examples(frame: pl.DataFrame, spec: RankerSpec, maturity: Maturity | None) -> Examples:
+    """Turn rows that are in order into examples; they are described by those columns of `DESCRIBED` that they have."""
+    ordered = known_labels(frame, spec, maturity)
     return Examples(
         tensors(ordered, single=list(spec.single), numeric=list(spec.numeric), pooled=list(spec.pooled)),
         torch.from_numpy(ordered["click"].to_numpy().astype(np.float32)),
         torch.from_numpy(ordered["conversion"].to_numpy().astype(np.float32)),
-        ordered.select(
-            "impression_id", "user_id", "item_id", "event_time", "date", "click", "conversion", "label_matures_at"
-        ),
+        ordered.select(name for name in DESCRIBED if name in ordered.columns),
         supervise(ordered, maturity, spec.binary_tasks, spec.value_tasks),
     )
 

@@ -1,4 +1,4 @@
-"""Targets of tasks beyond click and conversion: labels within their spaces, masks, and where training starts.
+"""Targets of tasks beyond click and conversion: labels within their spaces and masks.
 
 A label stands in column `label_<task>` of tables/examples as a number, null where the log does not give it.
 """
@@ -50,34 +50,3 @@ def in_space(space: str, targets: Targets) -> torch.Tensor:
         "click": targets.clicks_B,
         "conversion": targets.clicks_B * targets.conversions_B,
     }[space]
-
-
-def base_means(
-    days: list[Targets], binary_tasks: Mapping[str, str], value_tasks: Mapping[str, str]
-) -> dict[str, float]:
-    """Return the mean of each further task's label within its space; the rates smoothed, so that none is 0 or 1."""
-    means = {}
-    for name, space in binary_tasks.items():
-        labels = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)
-        rows = sum(float((in_space(space, day) * day.extra[name][1]).sum()) for day in days)
-        means[name] = (min(labels, rows) + 1) / (rows + 2)
-    for name in value_tasks:
-        total = sum(float((day.extra[name][0] * day.extra[name][1]).sum()) for day in days)
-        means[name] = total / sum(float(day.extra[name][1].sum()) for day in days)
-    return means
-
-
-def check_extra(days: list[Targets]) -> None:
-    """Refuse a task without anything to learn.
-
-    Raises:
-        ValueError: no training row has a label above 0.
-    """
-    for name in days[0].extra:
-        kept = sum(int((day.extra[name][1] > 0).sum()) for day in days)
-        above = sum(int((day.extra[name][0] * day.extra[name][1] > 0).sum()) for day in days)
-        if not above:
-            raise ValueError(
-                f"labels.tasks.{name} is above 0 on none of the {kept} training rows that give it: correct its "
-                "expression or its space, or remove the task"
-            )

@@ -1,31 +1,31 @@
 """Fit one ranker on given examples: the loop, the validation loss that keeps an epoch."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.extra_tasks import extra_losses
-from models.gating import load_balance_loss
-from models.inputs import Features
-from models.losses import AUXILIARY_HEADS, Propensity, Targets, task_losses, without_gradient
+from models.losses import Propensity
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict
 from models.task_weights import Balancing, build_balance
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
-from pipeline.dataset import Examples, device_of
-from pipeline.maturity import TASKS, base_rates
+from pipeline.dataset import Day, Examples, device_of
+from pipeline.distributed import World, current
+from pipeline.fit_state import FitState, finish, finished
+from pipeline.label_sums import base_rates, total
+from pipeline.maturity import TASKS
+from pipeline.objective import balanced_tasks, step_losses
+from pipeline.rounds import Round, Rows, batches, plan_epoch, steps_of
 from pipeline.stage import progress
 
 PREDICT_ROWS = 16_384
-SEPARATE = "single_task"
-"""The body whose networks are trained as if each were alone: a product's loss does not reach another's.
-
-With several epochs one is kept for all of them, by the sum of their validation losses.
-"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Fit:
     balancing: Balancing
     seed: int
     device: torch.device
+    shards: int = 1
+    """Parts that each batch takes equal numbers of rows from; several processes deal them out among themselves."""
 
 
 def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
@@ -71,29 +73,37 @@ def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
         ),
         seed=config.seed,
         device=device_of(training.device),
+        shards=training.shards,
     )
 
 
 def fit_ranker(
     spec: RankerSpec,
     fit: Fit,
-    training: list[Examples],
-    validation: list[Examples],
+    training: Sequence[Day],
+    validation: Sequence[Day],
     begin: Callable[[Ranker], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Ranker, list[dict[str, float]]]:
-    """Fit one ranker; days follow each other in time, rows are shuffled within a day.
+    """Fit one ranker; days follow each other in time, rows are shuffled within blocks of a day.
 
-    `begin` sets the initial weights; by default they are the seed's, with a bias that predicts the base rates.
+    `begin` sets the initial weights; by default they are the seed's, with a bias that predicts the base rates. With a
+    checkpoint the fit goes on where that was written, to the weights that an undisturbed fit ends with. Processes that
+    have been joined (`pipeline.distributed`) fit it together: all return the same.
 
     Returns:
         The weights of the epoch with the lowest validation loss, and the curve of all epochs. Where no validation
         row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
 
     Raises:
-        ValueError: a loss is no number any more.
+        ValueError: a loss is no number any more, or several processes cannot fit what is asked for.
     """
-    ranker = Ranker(spec)
-    rates = base_rates([day.supervision for day in training], spec.binary_tasks, spec.value_tasks)
+    check_sharing(spec, fit)
+    ranker, kept = Ranker(spec), checkpoint.load() if checkpoint is not None else None
+    found = finished(checkpoint, kept, ranker)
+    if found is not None:
+        return ranker.eval(), found
+    rates = base_rates(total(day.label_sums() for day in training), spec.binary_tasks, spec.value_tasks)
     weights = loss_weights(spec, fit, rates["extra"])
     if begin is None:
         ranker.start_at(**rates)
@@ -103,96 +113,103 @@ def fit_ranker(
     with torch.random.fork_rng(devices=[fit.device] if fit.device.type == "cuda" else []):
         # Dropout draws from the global state: without this a fit would depend on what was drawn before.
         torch.manual_seed(fit.seed)
-        best, curve = _train(ranker, fit, training, validation, weights)
-    ranker.load_state_dict(best)
-    return ranker.to("cpu").eval(), curve
+        state = _begun(ranker, fit, checkpoint)
+        if kept is not None:
+            state.restore(kept)
+        _train(state, fit, training, validation, weights)
+    ranker.load_state_dict(state.best)
+    finish(checkpoint, ranker, state.curve)
+    return ranker.to("cpu").eval(), state.curve
 
 
-def _train(
-    ranker: Ranker, fit: Fit, training: list[Examples], validation: list[Examples], weights: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Return the weights of the best epoch and the curve of all."""
+def check_sharing(spec: RankerSpec, fit: Fit, world: World | None = None) -> None:
+    """Refuse what several processes cannot fit as one would.
+
+    Raises:
+        ValueError: a batch cannot be dealt to the shards, or a loss depends on a batch as a whole in a way that is not
+            shared.
+    """
+    if fit.batch_size % fit.shards:
+        raise ValueError(
+            f"training.batch_size = {fit.batch_size} is no multiple of training.shards = {fit.shards}: a batch takes "
+            "as many rows from each shard; change one of them"
+        )
+    world = current() if world is None else world
+    world.mine(fit.shards)
+    asked = {
+        "training.task_weights = 'static'": fit.balancing.way != "static",
+        "model.load_balance = 0": spec.load_balance > 0,
+        "model.expert_norm = 'layer' or 'none'": spec.expert_norm == "batch",
+    }
+    if world.size > 1 and any(asked.values()):
+        wanted = " and ".join(setting for setting, is_asked in asked.items() if is_asked)
+        raise ValueError(
+            f"{world.size} processes cannot share what looks at a batch as a whole: set {wanted}, or train with one"
+        )
+
+
+def _begun(ranker: Ranker, fit: Fit, checkpoint: Checkpoint | None) -> FitState:
+    generator = torch.Generator().manual_seed(fit.seed)
     optimizers = build_optimizers(
         ranker,
         learning_rate=fit.learning_rate,
         embedding_learning_rate=fit.embedding_learning_rate,
         weight_decay=fit.weight_decay,
     )
-    generator = torch.Generator().manual_seed(fit.seed)
     balance = build_balance(fit.balancing, ranker, balanced_tasks(ranker.spec), generator)
-    best: dict[str, torch.Tensor] = {}
-    curve: list[dict[str, float]] = []
-    steps = sum(-(-len(day.clicks) // fit.batch_size) for day in training)
-    for epoch in range(fit.epochs):
-        batches = _batches(training, fit, generator)
-        total = 0.0
+    return FitState(ranker, optimizers, generator, fit.device, checkpoint, balance)
+
+
+def _train(
+    state: FitState, fit: Fit, training: Sequence[Day], validation: Sequence[Day], weights: Mapping[str, float]
+) -> None:
+    """Go through the epochs that are left, and keep the best one's weights and the curve of all."""
+    ranker = state.model
+    assert isinstance(ranker, Ranker)
+    while state.epoch < fit.epochs:
+        rounds = state.plan(partial(plan_epoch, training, fit.shards))
+        steps = [steps_of(one, fit.batch_size) for one in rounds]
         ranker.train()
-        for features, targets in progress(batches, f"train {ranker.spec.body} epoch {epoch + 1}", steps):
-            optimizers.zero_grad()
-            losses, rest = _step_losses(ranker, fit, (features, targets), weights)
-            total += float(balance.backward(losses, rest))
-            optimizers.step()
+        left = _batches(state, fit, rounds)
+        for batch in progress(left, f"train {ranker.spec.body} epoch {state.epoch + 1}", sum(steps[state.done :])):
+            state.total += train_step(state, fit, batch, weights)
         measured = _validation(ranker, validation, weights)
-        if not math.isfinite(total + sum(measured.values())):
+        if not math.isfinite(state.total + sum(measured.values())):
             raise ValueError(
-                f"training of {ranker.spec.body} diverged in epoch {epoch + 1}: its loss is no number; lower "
+                f"training of {ranker.spec.body} diverged in epoch {state.epoch + 1}: its loss is no number; lower "
                 "training.learning_rate and training.embedding_learning_rate, or set model.expert_norm = 'layer'"
             )
-        if not curve or not measured or measured["validation"] < min(point["validation"] for point in curve):
-            best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
-        learned = {f"weight_{task}": weight for task, weight in balance.weights().items()}
-        curve.append({"training": total / steps, **measured, **learned})
-    return best, curve
+        if not state.curve or not measured or measured["validation"] < min(at["validation"] for at in state.curve):
+            state.best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
+        learned = {f"weight_{task}": weight for task, weight in state.balance.weights().items()}
+        state.curve.append({"training": state.total / sum(steps), **measured, **learned})
+        state.next_epoch(last=state.epoch + 1 == fit.epochs)
 
 
-def balanced_tasks(spec: RankerSpec) -> list[str]:
-    """Return the names of the tasks whose losses are balanced: all losses of conversion are one task's."""
-    return ["click", "conversion", *spec.binary_tasks, *spec.value_tasks]
+def _batches(state: FitState, fit: Fit, rounds: Sequence[Round]) -> Iterator[Rows]:
+    """Yield this process's rows of the batches that are left of an epoch; each round is counted once it is trained."""
+    mine = current().mine(fit.shards)
+    for one in rounds[state.done :]:
+        if fit.shards > 1:
+            # A process drops out units of its own rows, by draws that only the place in the data decides.
+            torch.manual_seed(int(torch.randint(2**62, (), generator=state.generator)) + mine.start)
+        yield from batches(one, mine, fit.batch_size, state.generator, fit.device)
+        state.trained(sum(piece.stop - piece.start for piece in one), last=state.done + 1 == len(rounds))
 
 
-def _step_losses(
-    ranker: Ranker, fit: Fit, batch: tuple[Features, Targets], weights: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """Return the loss of each balanced task, with the weights that are set, and that of the gates' load balance."""
-    features, targets = batch
-    spec, rest = ranker.spec, None
-    if spec.load_balance > 0:
-        logits_BT, gates = ranker.forward_with_gates(features)
-        rest = spec.load_balance * load_balance_loss(gates, ranker.gate_levels()) if gates else None
-    else:
-        logits_BT = ranker(features)
-    parts: dict[str, list[torch.Tensor]] = {task: [] for task in balanced_tasks(spec)}
-    for name, loss in _losses(spec, logits_BT, targets, fit.propensity).items():
-        parts[name if name in parts else "conversion"].append(weights[name] * loss)
-    return {task: torch.stack(losses).sum() for task, losses in parts.items()}, rest
-
-
-def _batches(training: list[Examples], fit: Fit, generator: torch.Generator) -> Iterator[tuple[Features, Targets]]:
-    for day in training:
-        order = torch.randperm(len(day.clicks), generator=generator)
-        for rows in torch.split(order, fit.batch_size):
-            yield day.features.slice(rows).to(fit.device), day.supervision.targets.select(rows, fit.device)
-
-
-def ranker_losses(ranker: Ranker, features: Features, targets: Targets) -> dict[str, torch.Tensor]:
-    """Return every loss on a batch by name, as the ranker's spec asks for, corrections by default settings."""
-    return _losses(ranker.spec, ranker(features), targets, Propensity())
-
-
-def _losses(
-    spec: RankerSpec, logits_BT: torch.Tensor, targets: Targets, propensity: Propensity
-) -> dict[str, torch.Tensor]:
-    separate = spec.body == SEPARATE
-    losses = task_losses(
-        logits_BT,
-        targets,
-        conversion_loss=spec.conversion_loss,
-        auxiliary_B=logits_BT[:, -1] if AUXILIARY_HEADS[spec.conversion_loss] else None,
-        propensity=propensity,
-        separate=separate,
-    )
-    of_extra_BT = without_gradient(logits_BT, heads=len(TASKS)) if separate else logits_BT
-    return losses | extra_losses(of_extra_BT, targets, spec.binary_tasks, spec.value_tasks)
+def train_step(state: FitState, fit: Fit, batch: Rows, weights: Mapping[str, float]) -> float:
+    """Descend the loss of one batch, of which this process has some rows, and return it."""
+    world, ranker = current(), state.model
+    assert isinstance(ranker, Ranker)
+    propensity = fit.propensity if world.size == 1 else replace(fit.propensity, over_batch=world.sum)
+    state.optimizers.zero_grad()
+    losses, rest = step_losses(ranker, propensity, (batch.features, batch.targets), weights)
+    if world.size > 1:
+        losses = {task: loss * batch.share() for task, loss in losses.items()}
+    loss = state.balance.backward(losses, rest)
+    loss = world.sum_gradients(ranker.parameters(), loss, rows=batch.count)
+    state.optimizers.step()
+    return float(loss)
 
 
 def loss_weights(spec: RankerSpec, fit: Fit, means: Mapping[str, float]) -> dict[str, float]:
@@ -211,47 +228,61 @@ def loss_weights(spec: RankerSpec, fit: Fit, means: Mapping[str, float]) -> dict
     }
 
 
-def _validation(ranker: Ranker, days: list[Examples], weights: Mapping[str, float]) -> dict[str, float]:
+def _validation(ranker: Ranker, days: Sequence[Day], weights: Mapping[str, float]) -> dict[str, float]:
     """Return the loss that selects an epoch beside the losses of the tasks; empty without a mature row."""
     measured = validation_losses(ranker, days) | _extra_validation_losses(ranker, days)
-    total = sum(weights[task] * loss for task, loss in measured.items())
-    return {"validation": total, **measured} if measured else {}
+    weighed = sum(weights[task] * loss for task, loss in measured.items())
+    return {"validation": weighed, **measured} if measured else {}
 
 
-def validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
+def validation_losses(ranker: Ranker, days: Sequence[Day]) -> dict[str, float]:
     """Return the log-loss of click and of click-and-conversion over the rows that would train them.
 
     A task without such a row has no loss.
     """
-    sums, rows = dict.fromkeys(TASKS, 0.0), dict.fromkeys(TASKS, 0)
-    for day in days:
-        probabilities = predict(ranker, day.features, PREDICT_ROWS)
-        targets = day.supervision.targets
+    sums_2T = torch.zeros(2, len(TASKS), dtype=torch.float64)
+    for block in _own_blocks(days):
+        probabilities = predict(ranker, block.features, PREDICT_ROWS)
+        targets = block.supervision.targets
         clicks, conversions = targets.clicks_B.numpy(), targets.conversions_B.numpy()
         masks = (targets.click_mask_B.numpy(), targets.conversion_mask_B.numpy())
-        for task, column, labels, mask in zip(TASKS, (0, 2), (clicks, conversions), masks, strict=True):
+        for task, (column, labels, mask) in enumerate(zip((0, 2), (clicks, conversions), masks, strict=True)):
             kept = mask > 0
-            rows[task] += int(kept.sum())
-            sums[task] += _log_loss_sum(probabilities[kept, column], labels[kept])
-    return {task: sums[task] / rows[task] for task in TASKS if rows[task]}
+            sums_2T[0, task] += _log_loss_sum(probabilities[kept, column], labels[kept])
+            sums_2T[1, task] += int(kept.sum())
+    return _means(TASKS, sums_2T)
 
 
-def _extra_validation_losses(ranker: Ranker, days: list[Examples]) -> dict[str, float]:
+def _extra_validation_losses(ranker: Ranker, days: Sequence[Day]) -> dict[str, float]:
     """Return the mean loss of each further task over the rows that its mask keeps; none for a task without one."""
     spec, device = ranker.spec, next(ranker.parameters()).device
     names = [*spec.binary_tasks, *spec.value_tasks]
-    sums, rows = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    sums_2T = torch.zeros(2, len(names), dtype=torch.float64)
     ranker.eval()
-    for day in days if names else []:
-        for batch in torch.split(torch.arange(len(day.clicks)), PREDICT_ROWS):
-            targets = day.supervision.targets.select(batch, device)
+    for block in _own_blocks(days) if names else ():
+        for batch in torch.split(torch.arange(len(block.clicks)), PREDICT_ROWS):
+            targets = block.supervision.targets.select(batch, device)
             with torch.inference_mode():
-                logits_BT = ranker(day.features.slice(batch).to(device))
+                logits_BT = ranker(block.features.slice(batch).to(device))
                 losses = extra_losses(logits_BT, targets, spec.binary_tasks, spec.value_tasks)
-            for name, value in losses.items():
-                sums[name] += float(value) * len(batch)
-                rows[name] += float(targets.extra[name][1].sum())
-    return {name: sums[name] / rows[name] for name in names if rows[name]}
+            for task, name in enumerate(names):
+                sums_2T[0, task] += float(losses[name]) * len(batch)
+                sums_2T[1, task] += float(targets.extra[name][1].sum())
+    return _means(names, sums_2T)
+
+
+def _own_blocks(days: Sequence[Day]) -> Iterator[Examples]:
+    """Read the blocks that this process measures: each of several takes its share."""
+    world = current()
+    blocks = [block for day in days for block in day.blocks()]
+    for block in blocks[world.rank :: world.size]:
+        yield block.read()
+
+
+def _means(names: Sequence[str], sums_2T: torch.Tensor) -> dict[str, float]:
+    """Return the mean of each loss that has rows, from the sums of losses and of rows in each process."""
+    sums, rows = current().sum(sums_2T).tolist()
+    return {name: loss / count for name, loss, count in zip(names, sums, rows, strict=True) if count}
 
 
 def _log_loss_sum(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:

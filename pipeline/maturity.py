@@ -2,10 +2,9 @@
 
 import datetime as dt
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 
 from models.losses import Targets
 from pipeline.config import Config
-from pipeline.extra_targets import NONE, base_means, binary_target, check_extra, value_target
-from pipeline.split import Days
+from pipeline.extra_targets import NONE, binary_target, value_target
 
 UNRECEIVED = "received after the cutoff"
 CLICK_OPEN = "click window not over"
@@ -23,8 +21,6 @@ LABELS_OPEN = "conversion window not over"
 LITTLE_KNOWN = "share of conversions known below labels.min_known_share"
 TASKS = ("click", "click_and_conversion")
 MIN_CONVERSIONS = 50
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-HOUR_US = 3_600_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,86 +172,3 @@ def _reasons(maturity: Maturity) -> list[pl.Expr]:
             pl.lit(LITTLE_KNOWN)
         )
     return [click.otherwise(None).alias("click"), both.otherwise(None).alias("click_and_conversion")]
-
-
-def kept_labels(day: Supervision, task: str) -> torch.Tensor:
-    """Return the targets of the impressions that train a task: (N kept) float32."""
-    targets = day.targets
-    if task == "click":
-        return targets.clicks_B[targets.click_mask_B > 0]
-    return (targets.clicks_B * targets.conversions_B)[targets.conversion_mask_B > 0]
-
-
-def task_counts(days: list[Supervision]) -> dict[str, dict[str, Any]]:
-    """Return, for each task, its rows, their positives, the sum of their targets, and rows left out by reason."""
-    counts: dict[str, dict[str, Any]] = {}
-    for task in TASKS:
-        labels = [kept_labels(day, task) for day in days]
-        left_out: Counter[str] = Counter()
-        for day in days:
-            left_out.update(day.left_out[task])
-        counts[task] = {
-            "rows": sum(len(part) for part in labels),
-            "positives": sum(int(part.count_nonzero()) for part in labels),
-            "target_sum": sum(float(part.sum()) for part in labels),
-            "left_out": dict(left_out),
-        }
-    return counts
-
-
-def base_rates(
-    days: list[Supervision], binary_tasks: Mapping[str, str] = NONE, value_tasks: Mapping[str, str] = NONE
-) -> dict[str, Any]:
-    """Return the smoothed rates that a ranker starts at, of what trains it; even a tiny log has none of 0 or 1.
-
-    `extra` has the mean of each further task's label within its space.
-    """
-    counts = task_counts(days)
-    clicks = sum(float(day.targets.clicks_B[day.targets.conversion_mask_B > 0].sum()) for day in days)
-    conversions = min(counts["click_and_conversion"]["target_sum"], clicks)
-    return {
-        "click_rate": (counts["click"]["target_sum"] + 1) / (counts["click"]["rows"] + 2),
-        "conversion_rate": (conversions + 1) / (clicks + 2),
-        "extra": base_means([day.targets for day in days], binary_tasks, value_tasks),
-    }
-
-
-def check_classes(training: list[Supervision], maturity: Maturity, days: Days) -> None:
-    """Refuse to train a task on one class.
-
-    Raises:
-        ValueError: all rows that a task trains on have the same label, or there are none; or a further task has no
-            label above 0.
-    """
-    check_extra([day.targets for day in training])
-    for task, counts in task_counts(training).items():
-        label = "clicks" if task == "click" else "conversions"
-        if counts["positives"] in {0, counts["rows"]}:
-            raise ValueError(
-                f"training days {days.train[0]} to {days.train[-1]} hold {counts['positives']} {label} in "
-                f"{counts['rows']} rows: both classes are needed; labels.immature = '{maturity.immature}' left out "
-                f"{sum(counts['left_out'].values())} rows whose {label} were not final before {maturity.cutoff}; widen "
-                "split.train, shorten the windows of labels if they are longer than needed, correct the labels, or "
-                "let a log that is too young train with 'keep'"
-            )
-
-
-def selected_by(validation: list[Supervision]) -> str:
-    """Return the losses that select the epoch: of the tasks that the validation days have mature rows of."""
-    counts = task_counts(validation)
-    return " + ".join(task for task in TASKS if counts[task]["rows"]) or "none: the last epoch"
-
-
-def maturity_record(maturity: Maturity, training: list[Supervision], validation: list[Supervision]) -> dict[str, Any]:
-    """Return what training.json says of labels: the rule, counts of each part, and the fitted delay in hours."""
-    delays = maturity.delays_us
-    hours: list[float] = (np.quantile(delays, QUANTILES) / HOUR_US).tolist() if len(delays) else []
-    return {
-        "immature": maturity.immature,
-        "cutoff": str(maturity.cutoff),
-        "training": task_counts(training),
-        "validation": task_counts(validation),
-        "epoch_selected_by": selected_by(validation),
-        "delay_conversions": len(delays),
-        "delay_quantiles_hours": dict(zip(map(str, QUANTILES), hours, strict=False)),
-    }

@@ -1,35 +1,73 @@
 """Train: the joint ranker, the logistic-regression baseline and the two-tower retriever of a run."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 
-from features.encoding import load_encoder
-from models.inputs import Features
+from features.encoding import Encoder, load_encoder
 from models.losses import UNSTABLE
-from models.optimizer import build_optimizers
-from models.ranker import Ranker, RankerSpec, save_ranker
-from models.retriever import Retriever, RetrieverSpec, in_batch_softmax, save_retriever
+from models.ranker import RankerSpec, save_ranker
+from models.retriever import RetrieverSpec, save_retriever
 from models.serialization import weights_digest
 from pipeline import tables
+from pipeline.blocks import StoredDay, identity, stored_day
+from pipeline.checkpoint import FOLDER, Checkpoint
+from pipeline.code_version import code_digest
 from pipeline.config import Config
 from pipeline.control import CONTROL, fit_control, why_no_control
-from pipeline.dataset import Examples, device_of, ranker_spec, read_examples, retriever_spec
+from pipeline.dataset import device_of, ranker_spec, retriever_spec
+from pipeline.distributed import current, join, leave
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder, table_versions
-from pipeline.fit import fit_of, fit_ranker
-from pipeline.maturity import check_classes, maturity_of, maturity_record
+from pipeline.fit import Fit, fit_of, fit_ranker
+from pipeline.fit_retriever import fit_retriever
+from pipeline.label_sums import check_classes, maturity_record, total
+from pipeline.maturity import maturity_of
 from pipeline.split import Days
-from pipeline.stage import LOG, Outcome, progress
-from pipeline.warm_start import read_beginnings
+from pipeline.stage import LOG, Outcome
+from pipeline.warm_start import Beginnings, read_beginnings
 from pipeline.workspace import Workspace, replaced_folder, write_json
 
 WHY_UNSTABLE = "it learns imputed labels beside what they supervise; hold its validation losses against esmm's"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run trains, on which days, from where."""
+
+    config: Config
+    folder: Path
+    encoder: Encoder
+    spec: RankerSpec
+    linear: RankerSpec
+    towers: RetrieverSpec
+    fit: Fit
+    training: list[StoredDay]
+    validation: list[StoredDay]
+    labels: dict[str, Any]
+    """What training.json says of them."""
+    begin: Beginnings
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return the checkpoint of one of the run's models."""
+        specs = json.dumps([asdict(self.spec), asdict(self.towers)], sort_keys=True, default=str)
+        made_by = {
+            "configuration": self.config.digest(),
+            "encoder": hashlib.sha256(specs.encode()).hexdigest()[:16],
+            "version of the examples": identity([*self.training, *self.validation]),
+            "base": str((self.begin.record or {}).get("base_version")),
+            "version of counterpoise": code_digest(),
+            "device": self.fit.device.type,
+        }
+        path = self.folder / FOLDER / f"{name}.safetensors"
+        return Checkpoint(path, made_by, self.config.training.checkpoint_rows, writes=current().leads())
 
 
 def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -38,138 +76,97 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
     A label counts only where it was known before the first test day began, as it would have been that night;
     labels.immature says what becomes of those that may still change then. With training.warm_start all models begin
     from the champion that featurize recorded. The control of separate networks lies beside the model, in control/.
+    Memory holds a block of rows and the models, however many rows there are. Killed and run again, it goes on at the
+    last checkpoint. Processes that torchrun started train together; the first one writes.
 
     Raises:
         ValueError: featurize has not run, the rows that train a task hold one class only, labels.immature = 'weight'
             has too few conversions to fit their delay on, or the champion is of another architecture.
     """
-    plan = plan_of(config)
-    folder = run_folder(config, workspace, days)
-    encoder = load_encoder(folder / "features" / "encoder.json")
-    cutoff = plan.start_of(days.test[0])
-    table, version = workspace.table("examples"), table_versions(folder)["examples"]
-    spec = ranker_spec(config, plan, encoder, config.model.body, config.seed)
-    fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
-    maturity = maturity_of(config, fitted, cutoff)
-    training = [read_examples(table, version, day, spec, maturity) for day in days.train]
-    validation = [read_examples(table, version, day, spec, maturity) for day in days.validation]
-    supervisions = [day.supervision for day in training]
-    check_classes(supervisions, maturity, days)
-    labels = maturity_record(maturity, supervisions, [day.supervision for day in validation])
+    world = join(device_of(config.training.device))
+    task = _task(config, workspace, days)
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it, and filling costs 5 % of a step
     if config.training.conversion_loss in UNSTABLE:
         LOG.warning("training.conversion_loss = %r is unstable: %s", config.training.conversion_loss, WHY_UNSTABLE)
-    fit = fit_of(config)
-    linear_fit = fit_of(config, config.training.baseline_learning_rate)
-    linear_spec = ranker_spec(config, plan, encoder, "linear", config.seed)
-    towers_spec = retriever_spec(config, plan, encoder, config.seed)
-    begin = read_beginnings(config, folder / "features", encoder)
-    with replaced_folder(folder / "model") as model:
-        ranker, curve = fit_ranker(spec, fit, training, validation, begin.ranker)
-        save_ranker(ranker, model / "ranker")
-        baseline, baseline_curve = fit_ranker(linear_spec, linear_fit, training, validation, begin.baseline)
-        save_ranker(baseline, model / "logistic_regression")
-        retriever, losses = fit_retriever(config, towers_spec, spec, training, begin.retriever)
-        save_retriever(retriever, model / "retriever")
-        shutil.copy(folder / "features" / "encoder.json", model / "encoder.json")
-        digests = {"ranker": weights_digest(ranker), "retriever": weights_digest(retriever)}
-        record: dict[str, Any] = {
-            "ranker": curve,
-            "logistic_regression": baseline_curve,
-            "retriever": losses,
-            "digests": digests,
-            "labels": labels,
-            "warm_start": begin.record,
-            "conversion_loss": told_loss(config),
-            "task_weights": config.training.task_weights,
-        }
-        if why_no_control(config) is None:
-            record[CONTROL], digests[CONTROL] = fit_control(spec, fit, training, validation, folder / "control")
-        write_json(model / "training.json", record)
-    return _outcome(config, ranker, training, len(curve), labels)
+    with replaced_folder(task.folder / "model") if world.leads() else nullcontext() as model:
+        record, parameters = _fit_models(task, model)
+        if model is not None:
+            shutil.copy(task.folder / "features" / "encoder.json", model / "encoder.json")
+            write_json(model / "training.json", record)
+    if world.leads():
+        shutil.rmtree(task.folder / FOLDER, ignore_errors=True)
+    world.wait()
+    leave()
+    return _outcome(task, len(record["ranker"]), parameters)
 
 
-def fit_retriever(
-    config: Config,
-    spec: RetrieverSpec,
-    columns: RankerSpec,
-    training: list[Examples],
-    begin: Callable[[Retriever], None] | None = None,
-) -> tuple[Retriever, list[float]]:
-    """Fit the two towers on the clicked rows; conversions among them train the second space.
-
-    Both count as known before the cutoff, whatever labels.immature says: the softmax takes positives alone, so a
-    conversion that is still to come is a pair less, not a wrong negative.
-    Items enter a batch in proportion to their clicks, which the correction log q(item) takes back out. `begin` sets
-    the initial weights; by default they are the seed's.
-    """
-    settings = config.retriever
-    clicked = [(day, torch.nonzero(day.clicks).flatten()) for day in training]
-    users, items = _sides(clicked, spec, columns)
-    conversions = torch.cat([day.conversions[rows] for day, rows in clicked])
-    names = pl.concat([day.frame["item_id"].gather(rows.numpy()) for day, rows in clicked])
-    codes = torch.from_numpy(names.rank("dense").to_numpy().astype(np.int64))
-    frequency = torch.bincount(codes)[codes].float() / len(codes)
-    device = device_of(config.training.device)
-    retriever = Retriever(spec)
-    if begin is not None:
-        begin(retriever)
-    retriever.to(device)
-    optimizers = build_optimizers(
-        retriever,
-        learning_rate=settings.learning_rate,
-        embedding_learning_rate=settings.embedding_learning_rate,
-        weight_decay=0.0,
+def _task(config: Config, workspace: Workspace, days: Days) -> Task:
+    plan, folder = plan_of(config), run_folder(config, workspace, days)
+    encoder = load_encoder(folder / "features" / "encoder.json")
+    table, version = workspace.table("examples"), table_versions(folder)["examples"]
+    spec = ranker_spec(config, plan, encoder, config.model.body, config.seed)
+    fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
+    maturity = maturity_of(config, fitted, plan.start_of(days.test[0]))
+    training = [stored_day(table, version, day, spec, maturity) for day in days.train]
+    validation = [stored_day(table, version, day, spec, maturity) for day in days.validation]
+    sums = total(day.label_sums() for day in training)
+    check_classes(sums, maturity, days)
+    return Task(
+        config=config,
+        folder=folder,
+        encoder=encoder,
+        spec=spec,
+        linear=ranker_spec(config, plan, encoder, "linear", config.seed),
+        towers=retriever_spec(config, plan, encoder, config.seed),
+        fit=fit_of(config),
+        training=training,
+        validation=validation,
+        labels=maturity_record(maturity, sums, total(day.label_sums() for day in validation)),
+        begin=read_beginnings(config, folder / "features", encoder),
     )
-    curve = []
-    generator = torch.Generator().manual_seed(config.seed)
-    for epoch in progress(range(settings.epochs), "train retriever", settings.epochs):
-        total = 0.0
-        for rows in torch.split(torch.randperm(len(codes), generator=generator), settings.batch_size):
-            optimizers.zero_grad()
-            batch = Clicked(
-                users.slice(rows).to(device),
-                items.slice(rows).to(device),
-                codes[rows].to(device),
-                frequency[rows].log().to(device),
-                conversions[rows].to(device),
-            )
-            loss = retriever_loss(retriever, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizers.step()
-            total += float(loss.detach()) * len(rows)
-        curve.append(total / len(codes))
-        assert np.isfinite(curve[-1]), f"retriever diverged in epoch {epoch}"
-    return retriever.to("cpu").eval(), curve
 
 
-@dataclass(frozen=True)
-class Clicked:
-    """A batch of clicked rows, of which some converted."""
+def _fit_models(task: Task, model: Path | None) -> tuple[dict[str, Any], int]:
+    """Fit one model after another, and save each into a folder if there is one.
 
-    users: Features
-    items: Features
-    item_codes: torch.Tensor
-    log_q: torch.Tensor
-    conversions: torch.Tensor
-
-
-def retriever_loss(retriever: Retriever, batch: Clicked) -> torch.Tensor:
-    """Add the in-batch softmax of the click space and, over converted rows, of the conversion space."""
-    users_B2S, items_B2S = retriever.users(batch.users), retriever.items(batch.items)
-    losses = [
-        in_batch_softmax(
-            users_B2S[:, space],
-            items_B2S[:, space],
-            item_ids_B=batch.item_codes,
-            log_q_B=batch.log_q,
-            weights_B=weights,
-            temperature=retriever.spec.temperature,
-        )
-        for space, weights in enumerate((torch.ones_like(batch.conversions), batch.conversions))
-    ]
-    return torch.stack(losses).sum()
+    Returns:
+        What training.json says, and the ranker's number of weights.
+    """
+    config, begin, data = task.config, task.begin, (task.training, task.validation)
+    ranker, curve = fit_ranker(task.spec, task.fit, *data, begin.ranker, task.checkpoint("ranker"))
+    linear_fit = fit_of(config, config.training.baseline_learning_rate)
+    if model is not None:
+        save_ranker(ranker, model / "ranker")
+    digests = {"ranker": weights_digest(ranker)}
+    parameters = sum(weight.numel() for weight in ranker.parameters())
+    del ranker  # with its tables, which may be most of the memory
+    baseline, baseline_curve = fit_ranker(task.linear, linear_fit, *data, begin.baseline, task.checkpoint("baseline"))
+    if model is not None:
+        save_ranker(baseline, model / "logistic_regression")
+    retriever, losses = fit_retriever(
+        config, task.towers, task.spec, task.training, begin.retriever, task.checkpoint("retriever")
+    )
+    if model is not None:
+        save_retriever(retriever, model / "retriever")
+    digests["retriever"] = weights_digest(retriever)
+    record: dict[str, Any] = {
+        "ranker": curve,
+        "logistic_regression": baseline_curve,
+        "retriever": losses,
+        "digests": digests,
+        "labels": task.labels,
+        "warm_start": begin.record,
+        "conversion_loss": told_loss(config),
+        "task_weights": config.training.task_weights,
+    }
+    if why_no_control(config) is None:
+        control, record[CONTROL] = fit_control(task.spec, task.fit, *data, task.checkpoint(CONTROL))
+        digests[CONTROL] = weights_digest(control)
+        if model is not None:
+            with replaced_folder(task.folder / "control") as draft:
+                save_ranker(control, draft)
+    return record, parameters
 
 
 def told_loss(config: Config) -> str:
@@ -178,34 +175,14 @@ def told_loss(config: Config) -> str:
     return f"{name} (unstable)" if name in UNSTABLE else name
 
 
-def _outcome(config: Config, ranker: Ranker, training: list[Examples], epochs: int, labels: dict[str, Any]) -> Outcome:
-    rows = sum(len(day.features) for day in training)
+def _outcome(task: Task, epochs: int, parameters: int) -> Outcome:
+    rows = sum(block.rows for day in task.training for block in day.blocks())
     notes = {
-        "parameters": sum(weight.numel() for weight in ranker.parameters()),
+        "parameters": parameters,
         "epochs": epochs,
-        "body": config.model.body,
-        "left_out_of_conversion_loss": sum(labels["training"]["click_and_conversion"]["left_out"].values()),
-        "epoch_selected_by": labels["epoch_selected_by"],
-        "conversion_loss": told_loss(config),
+        "body": task.config.model.body,
+        "left_out_of_conversion_loss": sum(task.labels["training"]["click_and_conversion"]["left_out"].values()),
+        "epoch_selected_by": task.labels["epoch_selected_by"],
+        "conversion_loss": told_loss(task.config),
     }
     return Outcome(rows, rows, notes)
-
-
-def _sides(
-    clicked: list[tuple[Examples, torch.Tensor]], spec: RetrieverSpec, columns: RankerSpec
-) -> tuple[Features, Features]:
-    """Pick the users' and the items' columns out of the ranker's features of the clicked rows."""
-    single, numeric = list(columns.single), list(columns.numeric)
-
-    def pick(names: list[str], numbers: list[str], pooled: list[str]) -> Features:
-        ids = [single.index(name) for name in names]
-        positions = [numeric.index(name) for name in numbers]
-        return Features(
-            torch.cat([day.features.ids_BF[rows][:, ids] for day, rows in clicked]),
-            torch.cat([day.features.positions_BF[rows][:, positions] for day, rows in clicked]),
-            {name: torch.cat([day.features.pooled[name][rows] for day, rows in clicked]) for name in pooled},
-        )
-
-    users = pick(list(spec.user_single), list(spec.user_numeric), list(spec.user_pooled))
-    items = pick(list(spec.item_single), list(spec.item_numeric), list(spec.item_pooled))
-    return users, items

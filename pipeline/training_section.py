@@ -43,5 +43,13 @@ class Training(Section):
         default=True, description="also fits separate single-task networks, to say whether a task pays for sharing"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    shards: Positive = Field(
+        default=1,
+        description="parts that a batch takes equal numbers of rows from; torchrun deals them to processes, any number "
+        "of which that divides them trains the same model",
+    )
+    checkpoint_rows: Positive = Field(
+        default=5_000_000, description="trained on between two checkpoints within an epoch; changes no result"
+    )
     warm_start: bool = Field(default=False, description="begin from the champion's weights; same as --warm-start")
     new_ids: Literal["mean", "seed"] = Field(default="mean", description="where ids begin that the champion lacks")

@@ -153,3 +153,9 @@ def test_the_digest_changes_with_any_value_and_only_then(tmp_path: Path) -> None
     assert load(tmp_path).digest() == load(tmp_path, seed=1).digest()
     assert load(tmp_path).digest() != load(tmp_path, seed=2).digest()
     assert len(load(tmp_path).digest()) == 8
+
+
+def test_how_often_training_keeps_its_place_names_no_other_run_but_its_shards_do(tmp_path: Path) -> None:
+    usual = load(tmp_path).digest()
+    assert load(tmp_path, training__checkpoint_rows=7).digest() == usual
+    assert load(tmp_path, training__shards=2).digest() != usual

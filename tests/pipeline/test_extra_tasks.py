@@ -18,9 +18,9 @@ from pipeline import tables
 from pipeline.config import Config, load_config
 from pipeline.dataset import Examples, examples_from
 from pipeline.extra_metrics import evaluate_extra, normalised_gini
-from pipeline.extra_targets import base_means, check_extra
 from pipeline.featurize import days_of, run_folder
 from pipeline.ingest import ingest
+from pipeline.label_sums import LabelSums, base_means, check_extra, sums_of
 from pipeline.maturity import Maturity, Supervision
 from pipeline.rank import weights_of
 from pipeline.run import run
@@ -143,16 +143,20 @@ def _targets(labels: list[float], mask: list[float]) -> Targets:
     return Targets(torch.tensor([1.0, 1, 0]), ones, ones, ones, {"task": (torch.tensor(labels), torch.tensor(mask))})
 
 
+def _sums(targets: Targets) -> LabelSums:
+    return sums_of(Supervision(targets, {}))
+
+
 def test_training_starts_at_means_within_the_space() -> None:
-    days = [_targets([1, 0, 0], [1, 1, 1]), _targets([1, 1, 0], [1, 0, 1])]
-    assert base_means(days, {"task": "click"}, {}) == {"task": (2 + 1) / (3 + 2)}
-    assert base_means(days, {"task": "impression"}, {}) == {"task": (2 + 1) / (5 + 2)}
-    assert base_means(days, {}, {"task": "impression"}) == {"task": 2 / 5}
+    sums = _sums(_targets([1, 0, 0], [1, 1, 1])) + _sums(_targets([1, 1, 0], [1, 0, 1]))
+    assert base_means(sums, {"task": "click"}, {}) == {"task": (2 + 1) / (3 + 2)}
+    assert base_means(sums, {"task": "impression"}, {}) == {"task": (2 + 1) / (5 + 2)}
+    assert base_means(sums, {}, {"task": "impression"}) == {"task": 2 / 5}
 
 
 def test_a_task_that_never_happens_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels.tasks.task is above 0 on none of the 2 training rows"):
-        check_extra([_targets([0, 0, 5], [1, 1, 0])])
+        check_extra(_sums(_targets([0, 0, 5], [1, 1, 0])))
 
 
 def test_gini_is_one_in_the_actual_order_zero_without_order_and_minus_one_reversed() -> None:

@@ -12,19 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Config
+from pipeline.label_sums import LabelSums, base_rates, check_classes, maturity_record, selected_by, sums_of, total
 from pipeline.maturity import (
     CLICK_OPEN,
     LABELS_OPEN,
     LITTLE_KNOWN,
     Maturity,
     Supervision,
-    base_rates,
-    check_classes,
     maturity_of,
-    maturity_record,
-    selected_by,
     supervise,
-    task_counts,
 )
 from pipeline.split import Days
 
@@ -193,7 +189,7 @@ def test_the_delay_is_fitted_on_mature_conversions_known_before_the_cutoff(make_
     maturity = maturity_of(config, _log(50), CUTOFF)
     assert (maturity.delays_us == 3_600_000_000).all()
     assert len(maturity.delays_us) == 50
-    record = maturity_record(maturity, [supervise(_log(50).collect(), maturity)], [])
+    record = maturity_record(maturity, sums_of(supervise(_log(50).collect(), maturity)), LabelSums())
     assert record["delay_conversions"] == 50
     assert record["delay_quantiles_hours"]["0.5"] == 1.0
 
@@ -222,18 +218,18 @@ def _mixed() -> Supervision:
 
 def test_base_rates_are_of_the_rows_that_train() -> None:
     rates = {"click_rate": (3 + 1) / (6 + 2), "conversion_rate": (1 + 1) / (2 + 2)}
-    assert base_rates([_mixed()]) == {**rates, "extra": {}}
+    assert base_rates(sums_of(_mixed())) == {**rates, "extra": {}}
 
 
 def test_a_base_rate_of_weighted_conversions_stays_below_one() -> None:
     young: Row = (5 * HOUR, 3 * HOUR, HOUR)
     found = supervise(impressions([young] * 9), rule("weight", [1, 3.5, 4, 4]))
     assert found.targets.conversions_B.tolist() == [4.0] * 9
-    assert base_rates([found])["conversion_rate"] == 10 / 11
+    assert base_rates(sums_of(found))["conversion_rate"] == 10 / 11
 
 
 def test_counts_add_up_over_days_by_task_and_reason() -> None:
-    counts = task_counts([_mixed(), _mixed()])
+    counts = total([sums_of(_mixed()), sums_of(_mixed())]).counts()
     assert counts["click"] == {"rows": 12, "positives": 6, "target_sum": 6.0, "left_out": {CLICK_OPEN: 4}}
     assert counts["click_and_conversion"] == {
         "rows": 8,
@@ -246,7 +242,7 @@ def test_counts_add_up_over_days_by_task_and_reason() -> None:
 def test_the_epoch_is_selected_by_the_tasks_that_have_mature_validation_rows() -> None:
     ages = {"click + click_and_conversion": 20, "click": 5, "none: the last epoch": 1}
     for expected, age in ages.items():
-        assert selected_by([supervise(impressions([(age * HOUR, None, None)]), rule("drop"))]) == expected
+        assert selected_by(sums_of(supervise(impressions([(age * HOUR, None, None)]), rule("drop")))) == expected
 
 
 def test_a_task_that_is_left_one_class_is_refused_and_the_rule_named() -> None:
@@ -255,5 +251,5 @@ def test_a_task_that_is_left_one_class_is_refused_and_the_rule_named() -> None:
     maturity = rule("drop")
     expected = r"0 conversions in 2 rows: both classes .*labels\.immature = 'drop' left out 1 rows .* with 'keep'"
     with pytest.raises(ValueError, match=expected):
-        check_classes([supervise(impressions(rows), maturity)], maturity, DAYS)
-    check_classes([_mixed()], maturity, DAYS)
+        check_classes(sums_of(supervise(impressions(rows), maturity)), maturity, DAYS)
+    check_classes(sums_of(_mixed()), maturity, DAYS)
