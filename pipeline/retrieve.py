@@ -1,4 +1,8 @@
-"""Retrieve: the index over available items, and candidates for every user."""
+"""Retrieve: the index over available items, and candidates for every user.
+
+A range of users is retrieved by a pure function of what `load_retrieval` loads once a process, so that processes may
+share the users among them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +18,26 @@ from models.retriever import Retriever, query_vectors
 from models.serialization import weights_digest
 from pipeline.config import Config
 from pipeline.dataset import tensors
-from pipeline.index import IndexSpec, build_index, choose_kind, load_index, save_index, search
+from pipeline.exact_search import NONE, Catalogue, Excluded, exact_search, make_catalogue
+from pipeline.index import (
+    Index,
+    IndexSpec,
+    build_index,
+    check_saved,
+    load_index,
+    sample_of,
+    save_index,
+    search,
+    stored_vectors,
+)
 from pipeline.scoring import Bundle, Day
 from pipeline.stage import progress
 from pipeline.workspace import write_parquet
 
+__all__ = ["NONE", "Candidates", "Retrieval", "candidates_for", "load_retrieval", "make_index", "retrieve_users"]
+
 USERS = 1024
 SAMPLED_USERS = 500
-NONE = -1
 
 
 @dataclass(frozen=True)
@@ -63,23 +79,50 @@ def _parts(features: Features) -> Iterator[Features]:
 
 
 def make_index(config: Config, bundle: Bundle, day: Day, folder: Path) -> IndexSpec:
-    """Build the index of a day's available items and save it with the items' ids."""
+    """Build the index of a day's available items, save it with the items' ids and check what was saved."""
     vectors = item_vectors(bundle.retriever, day.item_codes)
     numbers = np.linspace(0, day.users.height - 1, min(SAMPLED_USERS, day.users.height)).round().astype(np.int64)
     queries = user_vectors(bundle.retriever, day.user_codes[numbers], config.retrieval.conversion_weight)
-    kind = choose_kind(config.retrieval.index, len(vectors), config.retrieval.exact_below)
     towers = weights_digest(bundle.retriever)
-    index, spec = build_index(vectors, queries, kind=kind, k=config.retrieval.candidates, towers=towers)
-    save_index(index, spec, folder)
+    sample = sample_of(vectors, queries, config.retrieval.candidates)
+    index, spec = build_index(
+        sample, kind=config.retrieval.index, towers=towers, exact_below=config.retrieval.exact_below
+    )
+    spec = save_index(index, spec, folder)
+    check_saved(folder, towers, sample)
     write_parquet(day.items.select("item_id"), folder / "items.parquet")
     return spec
 
 
-def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Candidates:
-    """Search the saved index for every user with a history; leave out seen items and fill up with popular ones.
+@dataclass(frozen=True)
+class Retrieval:
+    """What the retrieval of any user of a day needs.
+
+    Attributes:
+        retriever: the towers.
+        day: users, items and what to leave out.
+        conversion_weight: blend of the two spaces.
+        width: candidates of a user.
+        index: an approximate index, or the items' vectors to search exactly.
+    """
+
+    retriever: Retriever
+    day: Day
+    conversion_weight: float
+    width: int
+    index: Index | Catalogue
+
+    def shares(self) -> list[range]:
+        """Return the ranges of user numbers that `retrieve_users` takes."""
+        count = self.day.users.height
+        return [range(start, min(start + USERS, count)) for start in range(0, count, USERS)]
+
+
+def load_retrieval(config: Config, bundle: Bundle, day: Day, folder: Path) -> Retrieval:
+    """Load the saved index.
 
     Raises:
-        ValueError: the index does not belong to the bundle's towers or the day's items.
+        ValueError: the index is damaged, or does not belong to the bundle's towers or the day's items.
     """
     index, spec = load_index(folder, weights_digest(bundle.retriever))
     listed = pl.read_parquet(folder / "items.parquet")["item_id"]
@@ -87,25 +130,68 @@ def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Ca
         raise ValueError(
             f"{folder} indexes other items than are available on {day.day}: run `counterpoise retrieve` again"
         )
-    width = min(config.retrieval.candidates, spec.items)
-    found = np.full((day.users.height, width), NONE, dtype=np.int64)
-    queries = user_vectors(bundle.retriever, day.user_codes, config.retrieval.conversion_weight)
-    numbers = np.flatnonzero(day.has_history)
-    seen_counts = np.bincount(day.seen // day.items.height, minlength=day.users.height)
-    for start in progress(range(0, len(numbers), USERS), "retrieve"):
-        users = numbers[start : start + USERS]
-        wanted = min(spec.items, width + int(seen_counts[users].max()))
-        found[users] = _unseen(search(index, queries[users], wanted)[1], users, day, width)
+    return Retrieval(
+        retriever=bundle.retriever,
+        day=day,
+        conversion_weight=config.retrieval.conversion_weight,
+        width=min(config.retrieval.candidates, spec.items),
+        index=make_catalogue(stored_vectors(index)) if spec.kind == "exact" else index,
+    )
+
+
+def retrieve_users(retrieval: Retrieval, users: range) -> Candidates:
+    """Return the candidates of a range of user numbers, one of `Retrieval.shares` so that every split gives equal rows.
+
+    Users with a history get the nearest items that they have not seen; empty places are filled with popular items.
+    """
+    day = retrieval.day
+    found = np.full((len(users), retrieval.width), NONE, dtype=np.int64)
+    places = np.flatnonzero(day.has_history[users.start : users.stop])
+    if len(places):
+        codes = day.user_codes[users.start : users.stop]
+        queries = user_vectors(retrieval.retriever, codes, retrieval.conversion_weight)[places]
+        numbers = places + users.start
+        if isinstance(retrieval.index, Catalogue):
+            out = Excluded(*_seen_by(numbers, day))
+            found[places] = exact_search(retrieval.index, queries, retrieval.width, out)[1]
+        else:
+            wanted = min(
+                day.items.height, retrieval.width + int(np.bincount(_seen_by(numbers, day)[0], minlength=1).max())
+            )
+            found[places] = _unseen(search(retrieval.index, queries, wanted)[1], numbers, day, retrieval.width)
     from_towers = found != NONE
-    _fill(found, day)
-    return Candidates(found, from_towers)
+    return Candidates(_filled(found, day, users), from_towers)
+
+
+def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Candidates:
+    """Retrieve the candidates of all users with the saved index.
+
+    Raises:
+        ValueError: the index is damaged, or does not belong to the bundle's towers or the day's items.
+    """
+    retrieval = load_retrieval(config, bundle, day, folder)
+    parts = [retrieve_users(retrieval, users) for users in progress(retrieval.shares(), "retrieve")]
+    return Candidates(
+        np.concatenate([part.items for part in parts]), np.concatenate([part.from_towers for part in parts])
+    )
 
 
 def popular_candidates(day: Day, width: int) -> NDArray[np.int64]:
     """Return the most popular unseen items of every user (U, width), the baseline of the lists."""
     found = np.full((day.users.height, min(width, day.items.height)), NONE, dtype=np.int64)
-    _fill(found, day)
+    for start in range(0, len(found), USERS):
+        users = range(start, min(start + USERS, len(found)))
+        found[start : start + USERS] = _filled(found[start : start + USERS], day, users)
     return found
+
+
+def _seen_by(users: NDArray[np.int64], day: Day) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs to leave out of ascending users: places in the given users, ascending, and item numbers."""
+    low, high = np.searchsorted(day.seen, (users[0] * day.items.height, (users[-1] + 1) * day.items.height))
+    owners, items = np.divmod(day.seen[low:high], day.items.height)
+    places = np.searchsorted(users, owners)
+    known = users[places] == owners
+    return places[known], items[known]
 
 
 def _unseen(items: NDArray[np.int64], users: NDArray[np.int64], day: Day, width: int) -> NDArray[np.int64]:
@@ -125,10 +211,26 @@ def _is_seen(users: NDArray[np.int64], items: NDArray[np.int64], day: Day) -> ND
     return np.asarray(day.seen[places] == pairs)
 
 
-def _fill(found: NDArray[np.int64], day: Day) -> None:
-    """Put popular items that a user has neither seen nor listed into the empty places, in place."""
-    for user in np.flatnonzero((found == NONE).any(axis=1)):
-        empty = np.flatnonzero(found[user] == NONE)
-        fresh = day.popularity[~_is_seen(np.asarray(user), day.popularity, day)]
-        fresh = fresh[~np.isin(fresh, found[user])][: len(empty)]
-        found[user, empty[: len(fresh)]] = fresh
+def _filled(found: NDArray[np.int64], day: Day, users: range) -> NDArray[np.int64]:
+    """Put popular items that users have neither seen nor listed into their empty places."""
+    rows = np.flatnonzero((found == NONE).any(axis=1))
+    if not len(rows):
+        return found
+    places, items = _seen_by(rows + users.start, day)
+    listed, columns = np.nonzero(found[rows] != NONE)
+    taken = (np.concatenate([places, listed]), np.concatenate([items, found[rows][listed, columns]]))
+    # No user needs more of the most popular items than a list and what the user may not get again.
+    tried = day.popularity[: found.shape[1] + int(np.bincount(taken[0], minlength=1).max())]
+    rank = np.full(day.items.height, len(tried))
+    rank[tried] = np.arange(len(tried))
+    fresh = np.ones((len(rows), len(tried) + 1), dtype=np.bool_)
+    fresh[taken[0], rank[taken[1]]] = False
+    fresh = fresh[:, :-1]
+    empty = found[rows] == NONE
+    fresh &= fresh.cumsum(axis=1) <= empty.sum(axis=1, keepdims=True)
+    empty &= empty.cumsum(axis=1) <= fresh.sum(axis=1, keepdims=True)
+    filled = found.copy()
+    whole = filled[rows]
+    whole[empty] = tried[np.nonzero(fresh)[1]]
+    filled[rows] = whole
+    return filled
