@@ -1,0 +1,211 @@
+"""Publish: put a day's lists into the backend's store and switch to them at once, with a Parquet copy for audits."""
+
+import datetime as dt
+import hashlib
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.feature_plan import plan_of
+from pipeline.featurize import run_folder
+from pipeline.feed_encode import Day, Digest, batches, read_day
+from pipeline.feed_records import FORMAT, Catalogue, Version
+from pipeline.feed_store import Draft, Store, open_store
+from pipeline.scoring import popularity
+from pipeline.split import Days
+from pipeline.stage import Outcome, progress
+from pipeline.workspace import Workspace, read_json, replaced_folder, write_json, write_parquet
+
+AUDIT = "published"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Lists that may be published.
+
+    Attributes:
+        day: the lists.
+        catalogue: the ids of their items, and the fallback list.
+        scored_for: their day.
+        run: name of the run that made them.
+        table_version: version of tables/candidates that holds them.
+    """
+
+    day: Day
+    catalogue: bytes
+    scored_for: dt.date
+    run: str
+    table_version: int
+
+    def version(self, name: str, digest: str) -> Version:
+        """Return the record of these lists under a name."""
+        return Version(
+            format=FORMAT,
+            name=name,
+            scored_for=str(self.scored_for),
+            model_version=self.day.model_versions[0],
+            run=self.run,
+            candidates_version=self.table_version,
+            fields=tuple(self.day.fields),
+            scales=tuple(self.day.scales),
+            users=len(self.day.users),
+            candidates=self.day.candidates,
+            digest=digest,
+            catalogue_digest=hashlib.sha256(self.catalogue).hexdigest(),
+            published_at=dt.datetime.now(dt.UTC).isoformat(timespec="microseconds"),
+        )
+
+
+def publish(config: Config, workspace: Workspace, days: Days, *, force: bool = False) -> Outcome:
+    """Publish the lists of the serving day to feed.url, or say that the same lists are there already.
+
+    Readers see the version before or this one, never a mix; the one before stays readable until the next publish. The
+    Parquet copy is `published/<version>/` in the workspace.
+
+    Args:
+        config: names the store.
+        workspace: holds the lists.
+        days: the day that they are for.
+        force: publish whatever stands in the store, such as a later day or many more users.
+
+    Raises:
+        ValueError: there are no lists of that day or they are not of this run, they are older or of far fewer users
+            than those that are published, or the store cannot be used.
+    """
+    ready = find_lists(config, workspace, days)
+    store = open_store(config.feed.url, workspace.root)
+    current = None if force else store.current()
+    audit = workspace.root / AUDIT
+    if current is not None:
+        if _is_same(ready, current):
+            return _outcome(ready, current, "no, the same lists are there")
+        check_against(ready, current, config.feed.min_users_share)
+    _remove_leftovers(audit, config.feed.url, current)
+    published = write_version(ready, store, config.feed.url, audit)
+    _keep_latest(audit, config.feed.audit_versions)
+    return _outcome(ready, published, "yes")
+
+
+def find_lists(config: Config, workspace: Workspace, days: Days) -> Ready:
+    """Gather the lists of the serving day.
+
+    Raises:
+        ValueError: the run made none, the table holds others, or they cannot be encoded.
+    """
+    table, day = workspace.table("candidates"), days.scored_for
+    folder = run_folder(config, workspace, days)
+    made = read_json(folder / "index" / "model.json", "retrieve")
+    if made["scored_for"] != str(day):
+        raise ValueError(
+            f"{folder / 'index'} is for {made['scored_for']}, not {day}: run `counterpoise retrieve` again"
+        )
+    present = tables.days(table, "scored_for")
+    if day not in present:
+        raise ValueError(
+            f"tables/candidates holds no lists for {day} (it holds {', '.join(map(str, present)) or 'none'}): "
+            "run `counterpoise rank` with the same options first"
+        )
+    number = tables.version(table)
+    lists = read_day(tables.scan(table, number).filter(pl.col("scored_for") == day), config.feed.fields)
+    if lists.model_versions != [made["version"]]:
+        raise ValueError(
+            f"the lists for {day} are of model version {', '.join(lists.model_versions)}, {folder / 'index'} is of "
+            f"{made['version']}: run `counterpoise rank` again"
+        )
+    catalogue = Catalogue(lists.items.to_list(), _fallback(config, workspace, lists, day)).to_json()
+    return Ready(lists, catalogue, day, folder.name, number)
+
+
+def _fallback(config: Config, workspace: Workspace, lists: Day, day: dt.date) -> list[int]:
+    """Return the numbers of the items that were clicked most before the day, of those that its lists hold."""
+    history = tables.scan(workspace.table("interactions")).filter(pl.col("date") < day)
+    ranked = popularity(history, lists.items.to_frame(), day, plan_of(config).start_of(day))
+    return [int(number) for number in ranked[: config.feed.fallback_length]]
+
+
+def check_against(ready: Ready, current: Version, min_users_share: float) -> None:
+    """Refuse lists that are worse to have than those that are published.
+
+    Raises:
+        ValueError: they are of an earlier day, or of far fewer users.
+    """
+    if str(ready.scored_for) < current.scored_for:
+        raise ValueError(
+            f"lists for {current.scored_for} are published, these are for {ready.scored_for}: use --force to go back"
+        )
+    users = len(ready.day.users)
+    if users < min_users_share * current.users:
+        raise ValueError(
+            f"{users:,} users have lists, {current.users:,} have in the published version {current.name}: less than "
+            f"feed.min_users_share = {min_users_share}; find out where they went, or use --force"
+        )
+
+
+def _is_same(ready: Ready, current: Version) -> bool:
+    """Return whether these lists are published; reads them only where their day and counts are the same."""
+    known = ready.version(current.name, current.digest)
+    alike = ("scored_for", "model_version", "users", "candidates", "fields", "scales", "catalogue_digest")
+    if any(getattr(known, name) != getattr(current, name) for name in alike):
+        return False
+    digest = Digest(ready.day)
+    for batch in batches(ready.day):
+        digest.update(batch)
+    return digest.hexdigest(ready.catalogue, str(ready.scored_for)) == current.digest
+
+
+def write_version(ready: Ready, store: Store, url: str, audit: Path) -> Version:
+    """Write the audit copy into a folder and the lists into a store, and switch; return the version's record."""
+    name = f"{ready.scored_for}-{secrets.token_hex(4)}"
+    with store.draft(name, len(ready.day.users), ready.day.size_bytes()) as draft:
+        with replaced_folder(audit / name) as copy:
+            version = ready.version(name, _write_batches(ready, draft, name, copy))
+            write_json(copy / "version.json", {**asdict(version), "store": url})
+            (copy / "catalogue.json").write_bytes(ready.catalogue)
+        draft.publish(version, ready.catalogue)
+    return version
+
+
+def _write_batches(ready: Ready, draft: Draft, name: str, copy: Path) -> str:
+    """Write all lists and return their digest."""
+    digest = Digest(ready.day)
+    for number, batch in enumerate(progress(batches(ready.day), "publish")):
+        digest.update(batch)
+        draft.put(batch.records(name))
+        write_parquet(batch.frame, copy / f"part-{number:05}.parquet")
+    return digest.hexdigest(ready.catalogue, str(ready.scored_for))
+
+
+def _remove_leftovers(audit: Path, url: str, current: Version | None) -> None:
+    """Remove what killed publishes left: halves of copies, and the copy of a version that was never switched to."""
+    for path in audit.glob(".*"):
+        shutil.rmtree(path)
+    if current is None:
+        return
+    for path in audit.glob("*"):
+        record = read_json(path / "version.json", "publish")
+        if record["store"] == url and record["published_at"] > current.published_at:
+            _remove(path)
+
+
+def _keep_latest(audit: Path, count: int) -> None:
+    """Keep the copies of the versions that were published last."""
+    copies = [path for path in audit.iterdir() if not path.name.startswith(".")]
+    copies.sort(key=lambda path: str(read_json(path / "version.json", "publish")["published_at"]))
+    for path in copies[:-count]:
+        _remove(path)
+
+
+def _remove(copy: Path) -> None:
+    gone = copy.with_name(f".{copy.name}")  # a kill must leave no half of a copy under its name
+    copy.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _outcome(ready: Ready, version: Version, published: str) -> Outcome:
+    notes = {"version": version.name, "model_version": version.model_version, "published": published}
+    return Outcome(ready.day.candidates, version.users, {"scored_for": version.scored_for, **notes})

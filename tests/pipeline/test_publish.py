@@ -1,0 +1,271 @@
+"""Publishing a day's lists: what is refused, what is a no-op, and that what comes back is what was ranked."""
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline import publish as publishing
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.featurize import run_folder
+from pipeline.feed import Feed
+from pipeline.feed_encode import batches, read_day
+from pipeline.feed_store import open_store
+from pipeline.publish import publish
+from pipeline.split import Days
+from pipeline.workspace import Workspace, write_json
+
+DAY = dt.date(2026, 1, 5)
+USERS, LENGTH = 40, 3
+
+
+def _days(day: dt.date = DAY) -> Days:
+    before = [day - dt.timedelta(days=n) for n in (3, 2, 1)]
+    return Days([before[0]], [before[1]], [before[2]], day)
+
+
+def _lists(day: dt.date = DAY, users: int = USERS, version: str = "3") -> pl.DataFrame:
+    rows = [(f"u{user:03}", place, f"i{(user + 7 * place) % 30:02}") for user in range(users) for place in (1, 2, 3)]
+    return pl.DataFrame(
+        rows, schema={"user_id": pl.String, "rank": pl.Int32, "item_id": pl.String}, orient="row"
+    ).select(
+        "user_id",
+        "rank",
+        "item_id",
+        p_click=(0.9 / pl.col("rank")).cast(pl.Float32),
+        p_conversion=(0.001 / pl.col("rank")).cast(pl.Float32),
+        score=123.4 / pl.col("rank"),
+        scored_for=pl.lit(day),
+        model_version=pl.lit(version),
+    )
+
+
+class Night:
+    """A workspace with what a night leaves, to the lists."""
+
+    def __init__(self, root: Path) -> None:
+        self.config = Config.model_validate({"name": "small", "source": {"interactions": "log.*"}})
+        self.workspace = Workspace(root)
+        known = dt.datetime(2026, 1, 3, tzinfo=dt.UTC)
+        clicks = pl.DataFrame({"item_id": ["i07"] * 3 + ["i02"] * 2 + ["i11", "gone"], "click_counted_at": known})
+        rows = clicks.with_columns(date=pl.lit(dt.date(2026, 1, 3)))
+        tables.write_days(self.workspace.table("interactions"), [rows], [dt.date(2026, 1, 3)], note={})
+
+    def rank(self, lists: pl.DataFrame, day: dt.date = DAY, version: str = "3") -> None:
+        """Leave lists as `rank` does."""
+        index = run_folder(self.config, self.workspace, _days(day)) / "index"
+        index.mkdir(parents=True, exist_ok=True)
+        write_json(index / "model.json", {"version": version, "scored_for": str(day)})
+        tables.write_days(self.workspace.table("candidates"), [lists], [day], column="scored_for", note={})
+
+    def publish(self, day: dt.date = DAY, *, force: bool = False) -> dict[str, Any]:
+        """Publish and return what the stage has to say."""
+        return publish(self.config, self.workspace, _days(day), force=force).notes
+
+    def set(self, **feed: object) -> None:
+        """Change keys of [feed]."""
+        self.config = Config.model_validate({**self.config.model_dump(exclude_unset=True), "feed": feed})
+
+    def feed(self) -> Feed:
+        """Open what was published."""
+        return Feed.open(self.config.feed.url, self.workspace.root)
+
+    def copies(self) -> list[str]:
+        """Return the names of the Parquet copies."""
+        return sorted(path.name for path in (self.workspace.root / "published").iterdir())
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    night = Night(tmp_path)
+    night.rank(_lists())
+    return night
+
+
+def test_lists_come_back_as_they_were_ranked_within_half_precision(night: Night) -> None:
+    assert night.publish()["published"] == "yes"
+    for (user,), ranked in _lists().partition_by("user_id", as_dict=True).items():
+        (found,) = night.feed().lists([user])
+        assert found.items == ranked["item_id"].to_list()
+        for name in ("score", "p_click", "p_conversion"):
+            assert found.outputs[name] == pytest.approx(ranked[name].to_list(), rel=2**-11)
+    assert (found.version.scored_for, found.version.model_version) == ("2026-01-05", "3")
+    assert found.version.run == run_folder(night.config, night.workspace, _days()).name
+
+
+def test_the_fallback_list_has_the_items_of_the_lists_that_were_clicked_most(night: Night) -> None:
+    night.set(fallback_length=4)
+    night.publish()
+    (found,) = night.feed().lists(["nobody"])
+    assert (found.items, found.is_fallback) == (["i07", "i02", "i11", "i00"], True)
+
+
+def test_the_same_lists_again_are_no_new_version(night: Night) -> None:
+    first = night.publish()
+    night.rank(_lists())  # the stage ran again: another commit of the same rows
+    assert night.publish() == {**first, "published": "no, the same lists are there"}
+    assert night.copies() == [first["version"]]
+
+
+def test_lists_that_differ_in_one_value_are_a_new_version(night: Night) -> None:
+    first = night.publish()
+    score = pl.when((pl.col("user_id") == "u007") & (pl.col("rank") == 1)).then(130.0).otherwise("score")
+    night.rank(_lists().with_columns(score=score))
+    second = night.publish()
+    assert second["published"] == "yes"
+    assert night.copies() == sorted([first["version"], second["version"]])
+
+
+def test_with_force_the_same_lists_are_published_again(night: Night) -> None:
+    first = night.publish()
+    assert night.publish(force=True)["version"] != first["version"]
+
+
+def test_the_audit_copy_holds_the_rows_and_the_record(night: Night) -> None:
+    folder = night.workspace.root / "published" / night.publish()["version"]
+    columns = ["user_id", "rank"]
+    assert pl.read_parquet(folder / "part-*.parquet").sort(columns).equals(_lists().sort(columns))
+    record = json.loads((folder / "version.json").read_text())
+    assert (record["store"], record["users"], record["candidates"]) == ("lmdb:feed", USERS, USERS * LENGTH)
+    assert record["digest"] == night.feed().version.digest
+
+
+def test_only_the_latest_audit_copies_stay(night: Night) -> None:
+    night.set(audit_versions=2)
+    made = [night.publish(force=True)["version"] for _ in range(4)]
+    assert night.copies() == sorted(made[-2:])
+
+
+def test_what_a_killed_publish_left_of_a_copy_goes(night: Night) -> None:
+    first = night.publish()["version"]
+    published = night.workspace.root / "published"
+    never = {
+        **json.loads((published / first / "version.json").read_text()),
+        "published_at": "2100-01-01T00:00:00+00:00",
+    }
+    for name in (".2026-01-05-half.draft", "2026-01-05-never"):
+        (published / name).mkdir()
+        (published / name / "version.json").write_text(json.dumps(never))
+    night.rank(_lists(version="4"), version="4")
+    second = night.publish()["version"]
+    assert night.copies() == sorted([first, second])
+
+
+@pytest.mark.parametrize("rows", [1, 20, 1000])
+def test_records_and_digest_do_not_depend_on_the_size_of_batches(rows: int) -> None:
+    shuffled = _lists().sample(fraction=1, shuffle=True, seed=1)
+    day = read_day(shuffled.lazy(), ["score"])
+    digest, expected = publishing.Digest(day), publishing.Digest(day)
+    records = []
+    for batch in batches(day, rows):
+        digest.update(batch)
+        records += list(batch.records("name"))
+    (whole,) = batches(day)
+    expected.update(whole)
+    assert records == list(whole.records("name"))
+    assert digest.hexdigest(b"", "") == expected.hexdigest(b"", "")
+
+
+def test_lists_of_different_lengths_keep_theirs(night: Night) -> None:
+    night.rank(_lists().filter((pl.col("user_id") != "u005") | (pl.col("rank") == 1)))
+    night.publish()
+    found = night.feed().lists(["u004", "u005", "u006"])
+    assert [len(one.items) for one in found] == [3, 1, 3]
+
+
+def test_far_fewer_users_are_refused_unless_forced(night: Night) -> None:
+    first = night.publish()
+    night.rank(_lists(users=19))
+    with pytest.raises(ValueError, match=r"19 users have lists, 40 have in the published version .* or use --force"):
+        night.publish()
+    assert night.feed().version.name == first["version"]
+    assert night.publish(force=True)["published"] == "yes"
+
+
+def test_an_earlier_day_is_refused_unless_forced(night: Night) -> None:
+    night.publish()
+    earlier = DAY - dt.timedelta(days=1)
+    night.rank(_lists(earlier), earlier)
+    with pytest.raises(ValueError, match="lists for 2026-01-05 are published, these are for 2026-01-04: use --force"):
+        night.publish(earlier)
+    assert night.publish(earlier, force=True)["scored_for"] == "2026-01-04"
+
+
+def test_lists_of_another_day_than_asked_are_refused(night: Night) -> None:
+    later = DAY + dt.timedelta(days=1)
+    night.rank(_lists(), DAY)
+    index = run_folder(night.config, night.workspace, _days(later)) / "index"
+    index.mkdir(parents=True)
+    write_json(index / "model.json", {"version": "3", "scored_for": str(later)})
+    with pytest.raises(ValueError, match=r"no lists for 2026-01-06 \(it holds 2026-01-05\): run `counterpoise rank`"):
+        night.publish(later)
+    write_json(index / "model.json", {"version": "3", "scored_for": str(DAY)})
+    with pytest.raises(ValueError, match=r"index is for 2026-01-05, not 2026-01-06: run `counterpoise retrieve` again"):
+        night.publish(later)
+
+
+def test_without_candidates_the_stage_to_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run `counterpoise retrieve` first"):
+        Night(tmp_path).publish()
+
+
+def test_lists_of_another_model_than_the_index_are_refused(night: Night) -> None:
+    night.rank(_lists(version="2"), version="3")
+    with pytest.raises(ValueError, match=r"the lists for 2026-01-05 are of model version 2, .*index is of 3: run"):
+        night.publish()
+
+
+def test_a_field_that_the_lists_do_not_have_is_refused(night: Night) -> None:
+    night.set(fields=["score", "p_like", "item_id"])
+    with pytest.raises(ValueError, match=r"feed.fields names \['p_like', 'item_id'\].*\['p_click', "):
+        night.publish()
+
+
+def test_empty_lists_are_refused() -> None:
+    with pytest.raises(ValueError, match="the lists are empty: nothing was published, what was published before stays"):
+        read_day(_lists().clear().lazy(), ["score"])
+
+
+@pytest.mark.parametrize("user_id", ["", "x" * 512])
+def test_a_user_id_that_is_no_key_is_refused(user_id: str) -> None:
+    lists = _lists().with_columns(user_id=pl.lit(user_id))
+    with pytest.raises(ValueError, match="cannot be a key: expected 1 to 511 bytes; change it in the source"):
+        read_day(lists.lazy(), ["score"])
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+def test_values_that_are_not_finite_are_refused(value: float | None) -> None:
+    lists = _lists().with_columns(score=pl.lit(value, pl.Float64))
+    with pytest.raises(ValueError, match=r"score of the lists is .*: expected finite numbers; run `counterpoise rank`"):
+        read_day(lists.lazy(), ["score"])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_scores_of_any_size_keep_their_precision(tmp_path: Path, scale: float) -> None:
+    night = Night(tmp_path)
+    lists = _lists().with_columns(score=pl.col("score") * -scale)
+    night.rank(lists)
+    night.publish()
+    (found,) = night.feed().lists(["u000"])
+    assert found.outputs["score"] == pytest.approx(lists["score"][:3].to_list(), rel=2**-11)
+
+
+def test_a_damaged_store_is_replaced_with_force(night: Night) -> None:
+    name = night.publish()["version"]
+    (night.workspace.root / "feed" / "versions" / name / "version.json").write_text("{")
+    with pytest.raises(ValueError, match=r"is damaged .*: publish again with --force"):
+        night.publish()
+    night.publish(force=True)
+    assert night.feed().lists(["u001"])[0].items == ["i08", "i15", "i22"]
+
+
+def test_the_store_is_chosen_by_its_url(night: Night) -> None:
+    night.set(url="lmdb:elsewhere/lists")
+    version = night.publish()["version"]
+    current = open_store("lmdb:elsewhere/lists", night.workspace.root).current()
+    assert current is not None
+    assert current.name == version
