@@ -1,13 +1,17 @@
 """MLflow: where runs are logged, versions registered and the champion named. Aliases only, never stages."""
 
+import hashlib
 import importlib.metadata
 import logging
+import re
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -21,7 +25,11 @@ from pipeline.config import Config
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
+Client = MlflowClient
 CHAMPION, CHALLENGER = "champion", "challenger"
+ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+"""Error codes of a name, version or alias that is not there."""
+FILES_DIGEST = "files_sha256"
 NEEDED = ("mlflow", "numpy", "polars", "pyarrow", "pydantic", "safetensors", "torch", "deltalake", "rich")
 
 
@@ -67,16 +75,80 @@ def _make_store(root: Path) -> None:
     draft.replace(path)
 
 
-def champion(config: Config, client: MlflowClient, folder: Path) -> Registered | None:
-    """Bring the champion's files into a folder, or return None where there is no champion yet."""
+def champion_version(config: Config, client: MlflowClient) -> str | None:
+    """Return the version that is champion, or None where there is none yet."""
     try:
-        found = client.get_model_version_by_alias(config.tracking.model, CHAMPION)
+        return str(client.get_model_version_by_alias(config.tracking.model, CHAMPION).version)
     except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if error.error_code in ABSENT:
             return None
         raise
-    root = mlflow.artifacts.download_artifacts(f"models:/{config.tracking.model}/{found.version}", dst_path=str(folder))
-    return Registered(str(found.version), Path(root) / "artifacts" / "model")
+
+
+def champion(config: Config, client: MlflowClient, folder: Path) -> Registered | None:
+    """Bring the champion's files into a folder, or return None where there is no champion yet.
+
+    Raises:
+        ValueError: as `fetch`.
+    """
+    version = champion_version(config, client)
+    return None if version is None else fetch(config, client, version, folder)
+
+
+def fetch(config: Config, client: MlflowClient, version: str, folder: Path) -> Registered:
+    """Bring a version's files into a folder and compare them with the digest that was recorded of them.
+
+    A version of a release that recorded none is checked by its weights alone, when they are loaded.
+
+    Raises:
+        ValueError: there is no such version, or its files are not those that were registered.
+    """
+    name = config.tracking.model
+    recorded = version_tags(config, client, version).get(FILES_DIGEST)
+    root = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
+    files = Path(root) / "artifacts" / "model"
+    if recorded is not None and files_digest(files) != recorded:
+        raise ValueError(
+            f"files of version {version} of {name!r} are not those that were registered (sha256 differs): roll back to "
+            "another version, or restore its artifacts"
+        )
+    return Registered(version, files)
+
+
+def files_digest(folder: Path) -> str:
+    """Return one SHA-256 over the names and bytes of all files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def version_tags(config: Config, client: MlflowClient, version: str) -> dict[str, str]:
+    """Return the tags of a version.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    try:
+        return dict(client.get_model_version(config.tracking.model, version).tags)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise ValueError(
+            f"{config.tracking.model!r} has no version {version}: `counterpoise history` shows those that it has"
+        ) from error
+
+
+def run_tags(config: Config, client: MlflowClient, version: str) -> dict[str, str]:
+    """Return what `log_version` recorded of the run that made a version; {} where that run is gone."""
+    run = client.get_model_version(config.tracking.model, version).run_id
+    try:
+        return dict(client.get_run(run).data.tags) if run else {}
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return {}
 
 
 def registered_records(config: Config, workspace: Workspace) -> list[dict[str, str]]:
@@ -128,7 +200,9 @@ def log_version(
             pip_requirements=requirements,
             registered_model_name=config.tracking.model,
         )
-    return str(info.registered_model_version)
+    version = str(info.registered_model_version)
+    MlflowClient().set_model_version_tag(config.tracking.model, version, FILES_DIGEST, files_digest(model))
+    return version
 
 
 def log_file(config: Config, client: MlflowClient, version: str, path: Path) -> None:
@@ -138,12 +212,13 @@ def log_file(config: Config, client: MlflowClient, version: str, path: Path) -> 
     client.log_artifact(run, str(path))
 
 
-def decide(config: Config, client: MlflowClient, version: str, decision: dict[str, str], *, promoted: bool) -> None:
-    """Write the decision on a version as tags and move the aliases."""
-    name = config.tracking.model
-    for key, value in decision.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, CHAMPION if promoted else CHALLENGER, version)
+def log_figures(config: Config, client: MlflowClient, version: str, figures: dict[str, float]) -> None:
+    """Log metrics to the run that made a version; signs that MLflow refuses in names become underscores."""
+    run = client.get_model_version(config.tracking.model, version).run_id
+    assert run is not None
+    now = int(time.time() * 1000)
+    metrics = [Metric(re.sub(r"[^\w. /-]", "_", name), value, now, 0) for name, value in figures.items()]
+    client.log_batch(run, metrics=metrics)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

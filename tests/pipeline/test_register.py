@@ -24,7 +24,10 @@ SETTINGS = {
     "labels.tasks": {"liked": {"label": "click OR conversion"}},
     "model.hidden": [8],
     "training.control": False,
-    "training.batch_size": 128,
+    "training.batch_size": 64,
+    "training.epochs": 3,
+    "training.learning_rate": 1e-2,
+    "training.embedding_learning_rate": 1e-2,
     "retriever.epochs": 1,
     "evaluation.ks": [5, 10],
     "evaluation.replicates": 20,
@@ -60,13 +63,14 @@ def registered(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_page_holds_the_decision_in_the_run_and_in_mlflow(registered: Registered, tmp_path: Path) -> None:
     page = (registered.run.folder / "evaluation" / "report.html").read_text(encoding="utf-8")
-    assert "Version 1: champion: the first version." in page
+    assert "Version 1: champion: the first version, not worse than the popularity baseline; checks: " in page
+    assert "Checks of" in page
     assert "Not registered yet" not in page
     run = registered.logged.info.run_id
     copy = Path(registered.client.download_artifacts(run, "report.html", str(tmp_path)))
     assert copy.read_text(encoding="utf-8") == page
     names = {file.path for file in registered.client.list_artifacts(run)}
-    assert names >= {"report.html", "report.md", "evaluation.json", "diagnostics.json"}
+    assert names >= {"report.html", "report.md", "evaluation.json", "diagnostics.json", "register.json"}
 
 
 def test_mlflow_holds_figures_of_further_tasks_of_the_uncalibrated_ranker_and_of_verdicts(
