@@ -8,22 +8,26 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import study, threads, upkeep
+from pipeline import feed_commands, registry_commands, run_commands, study, threads, torchrun, upkeep
 from pipeline.options import (
     HERE,
     SIMULATED,
     SIMULATION,
     SOURCE,
     ConfigFile,
+    Force,
     LastDay,
+    LogFormat,
     Overrides,
     Seed,
     SourceFolder,
+    StageName,
     WarmStart,
     WorkspaceFolder,
     open_run,
@@ -57,6 +61,16 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def common(context: typer.Context, log_format: LogFormat = "text") -> None:
+    """Take the options that stand before any command."""
+    torchrun.check_command(context.invoked_subcommand)
+    from pipeline.log_format import formatter
+
+    for handler in logging.getLogger("counterpoise").handlers:
+        handler.setFormatter(formatter(log_format))
+
+
 @app.command()
 def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     config: ConfigFile = SIMULATED,
@@ -67,20 +81,27 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     date: LastDay = None,
     warm_start: WarmStart = False,  # noqa: FBT002  # typer reads the default of a flag
     summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here.")] = None,
+    until: Annotated[StageName | None, typer.Option(help="Stop after this stage.")] = None,
+    again: Annotated[StageName | None, typer.Option("--from", help="Run this stage and all after it again.")] = None,
+    force: Force = False,  # noqa: FBT002
 ) -> None:
-    """Run every stage and print what came out."""
+    """Run every stage that is not finished and print what came out."""
     from rich.console import Console
 
     from pipeline.report import summary_table, verdict_lines
+    from pipeline.run import Span
     from pipeline.run import run as run_all
 
     settings, place = open_run(config, workspace, overrides, seed, warm_start=warm_start)
     if summary is not None and not summary.parent.is_dir():
         raise ValueError(f"--summary {summary}: the folder {summary.parent} does not exist; make it first")
     with place.lock("run"):
-        made = run_all(settings, place, source, parse_day("--date", date))
+        span = Span(until, "featurize" if force else again)
+        made = run_all(settings, place, source, parse_day("--date", date), span)
     if summary is not None:
         summary.write_text(json.dumps(made, indent=2, default=str) + "\n", encoding="utf-8")
+    if "evaluation" not in made:
+        return  # the log said what was run
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(summary_table(made))
     console.print("\n".join(verdict_lines(made)), soft_wrap=True, highlight=False, markup=False)
@@ -153,24 +174,29 @@ def _stage(name: str) -> Callable[..., None]:
         seed: Seed = None,
         date: LastDay = None,
         warm_start: WarmStart = False,  # noqa: FBT002
+        force: Force = False,  # noqa: FBT002
     ) -> None:
-        from pipeline.stage import measure
-
         settings, place = open_run(config, workspace, overrides, seed, warm_start=warm_start)
-        with place.lock(name):
-            measure(name, lambda: _call(name, settings, place, source, parse_day("--date", date)))
+        with place.lock(name) if torchrun.leads() else nullcontext():
+            _call(name, settings, place, source, (parse_day("--date", date), force))
 
     return command
 
 
-def _call(name: str, config: "Config", workspace: "Workspace", source: str, date: dt.date | None) -> "Outcome":
-    from pipeline import calibrate, evaluate, featurize, ingest, register, serve_lists, train
+def _call(name: str, config: "Config", workspace: "Workspace", source: str, when: tuple[dt.date | None, bool]) -> None:
+    from pipeline import calibrate, evaluate, featurize, ingest, register, run, serve_lists, train
+    from pipeline.run_record import execute
+    from pipeline.stage import measure
 
+    date, force = when
     if name == "ingest":
-        return ingest.ingest(config, workspace, source, date)
+        measure(name, lambda: ingest.ingest(config, workspace, source, date))
+        return
     days = featurize.days_of(config, workspace, date)
+    job = run.job_of(config, workspace, days, source, run.Span(again=name if force else None))
     if name == "evaluate":
-        return evaluate.evaluate(config, workspace, days, source)
+        execute(job, name, lambda: evaluate.evaluate(config, workspace, days, source))
+        return
     stages: dict[str, Callable[[Config, Workspace, Days], Outcome]] = {
         "featurize": featurize.featurize,
         "train": train.train,
@@ -179,7 +205,7 @@ def _call(name: str, config: "Config", workspace: "Workspace", source: str, date
         "retrieve": serve_lists.retrieve,
         "rank": serve_lists.rank,
     }
-    return stages[name](config, workspace, days)
+    execute(job, name, lambda: stages[name](config, workspace, days))
 
 
 STAGES = {
@@ -202,6 +228,13 @@ for _command in (
     upkeep.audit,
     upkeep.backfill,
     upkeep.vacuum,
+    run_commands.runs,
+    run_commands.show,
+    registry_commands.promote,
+    registry_commands.rollback,
+    registry_commands.history,
+    feed_commands.publish,
+    feed_commands.serve,
 ):
     app.command()(_command)
 
@@ -210,10 +243,9 @@ def main() -> None:
     """Run the command line; what a user can fix ends with one line and exit code 2."""
     threads.configure()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("counterpoise")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if torchrun.leads() else logging.ERROR)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,17 @@ LastDay = Annotated[
 ]
 WarmStart = Annotated[
     bool, typer.Option("--warm-start", help="Begin from the champion; same as --set training.warm_start=true.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Run it again even where it is finished and what it reads is unchanged.")
+]
+StageName = Annotated[
+    Literal["ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank"],
+    typer.Option(),
+]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option("--log-format", envvar="COUNTERPOISE_LOG_FORMAT", help="json: one object a line, for machines."),
 ]
 SIMULATED = Path("examples/simulated.toml")
 HERE = Path("workspace")

@@ -3,8 +3,9 @@
 import datetime as dt
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -12,39 +13,89 @@ from models.calibration import CALIBRATION_FILE
 from pipeline import tables
 from pipeline.calibrate import calibrate
 from pipeline.config import Config
+from pipeline.engine import open_engine
 from pipeline.evaluate import evaluate
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
 from pipeline.html_report import write_run_report
 from pipeline.ingest import ingest
 from pipeline.register import register
-from pipeline.serve_lists import rank, retrieve
+from pipeline.run_record import STEPS, Job, execute
+from pipeline.serve_lists import champion_version, rank, retrieve
 from pipeline.split import Days
-from pipeline.stage import Measured, measure
+from pipeline.stage import Measured, Outcome, measure
 from pipeline.train import train
 from pipeline.workspace import Workspace, read_json, write_json
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def run(config: Config, workspace: Workspace, source: str | Path, date: dt.date | None = None) -> dict[str, Any]:
-    """Run every stage and return the summary that `--summary` writes.
+STAGES = ["ingest", *STEPS]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which stages a run runs: by default all, but for those that are finished and read nothing new.
+
+    Attributes:
+        until: the last stage; None for the last of all.
+        again: the first of the stages that are run even where they are finished; None for none of them.
+    """
+
+    until: str | None = None
+    again: str | None = None
+
+    def names(self) -> list[str]:
+        """Return the names of the stages up to the last."""
+        return STAGES[: STAGES.index(self.until) + 1] if self.until else STAGES
+
+    def forced(self) -> frozenset[str]:
+        """Return the names of the stages that are run whatever their record says."""
+        return frozenset(STAGES[STAGES.index(self.again) :] if self.again else [])
+
+
+def run(
+    config: Config, workspace: Workspace, source: str | Path, date: dt.date | None = None, span: Span = Span()
+) -> dict[str, Any]:
+    """Run the stages in order and return the summary that `--summary` writes.
 
     Args:
         config: the whole configuration.
         workspace: where tables, runs and the registry are.
         source: folder or URI of the interaction logs.
         date: last day to use, by default the last day that has rows.
+        span: which stages, and which of them again.
+
+    Returns:
+        Where the span ends before the last stage only the run's name and the stages.
     """
-    stages = [measure("ingest", lambda: ingest(config, workspace, source, date))]
+    with open_engine(config):  # once, so that the stages share its processes
+        return _run(config, workspace, source, date, span)
+
+
+def _run(config: Config, workspace: Workspace, source: str | Path, date: dt.date | None, span: Span) -> dict[str, Any]:
+    measured = [measure("ingest", lambda: ingest(config, workspace, source, date))]
+    if span.until == "ingest":
+        return {"run": None, "stages": {"ingest": measured[0].as_dict()}}
     days = days_of(config, workspace, date)
-    stages += [
-        measure("featurize", lambda: featurize(config, workspace, days)),
-        measure("train", lambda: train(config, workspace, days)),
-        measure("calibrate", lambda: calibrate(config, workspace, days)),
-        measure("evaluate", lambda: evaluate(config, workspace, days, source)),
-        measure("register", lambda: register(config, workspace, days)),
-        measure("retrieve", lambda: retrieve(config, workspace, days)),
-        measure("rank", lambda: rank(config, workspace, days)),
-    ]
-    return summarise(config, workspace, days, stages)
+    job = job_of(config, workspace, days, source, span)
+    stages: dict[str, Callable[[], Outcome]] = {
+        "featurize": lambda: featurize(config, workspace, days),
+        "train": lambda: train(config, workspace, days),
+        "calibrate": lambda: calibrate(config, workspace, days),
+        "evaluate": lambda: evaluate(config, workspace, days, source),
+        "register": lambda: register(config, workspace, days),
+        "retrieve": lambda: retrieve(config, workspace, days),
+        "rank": lambda: rank(config, workspace, days),
+    }
+    measured += [execute(job, name, stage) for name, stage in stages.items() if name in span.names()]
+    if span.until not in {None, STAGES[-1]}:
+        return {"run": job.folder.name, "stages": {stage.name: stage.as_dict() for stage in measured}}
+    return summarise(config, workspace, days, measured)
+
+
+def job_of(config: Config, workspace: Workspace, days: Days, source: str | Path, span: Span) -> Job:
+    """Return what the stages of one run have in common."""
+    return Job(config, workspace, days, str(source), span.forced(), lambda: champion_version(config, workspace))
 
 
 def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Measured]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def measure(name: str, stage: Callable[[], Outcome]) -> Measured:
         measured.seconds,
         measured.peak_mib,
         notes,
+        extra={"fields": {"stage": name, **measured.as_dict()}},
     )
     return measured
 

@@ -1,6 +1,7 @@
 """The main job on a small world: one run, a second of the same seed, and a worse model after it."""
 
 import datetime as dt
+import hashlib
 import json
 import os
 import subprocess
@@ -98,6 +99,27 @@ def test_two_runs_of_one_seed_give_identical_tables_and_weights(first: Ran, seco
     assert first.summary["digest"] in first.printed
 
 
+def test_a_run_that_is_repeated_skips_all_stages_and_registers_no_second_version(first: Ran) -> None:
+    again = _run(first.source, first.workspace)
+    assert again.logged.count("skipped: it ended at") == 7
+    assert (again.summary["registered_version"], again.summary["digest"]) == ("1", first.summary["digest"])
+    listed = _command("runs", "--workspace", str(first.workspace))
+    assert f"{first.summary['run']}" in listed.stdout
+    assert "all" in listed.stdout
+
+
+def test_a_run_is_shown_back_to_the_files_of_its_source(first: Ran) -> None:
+    shown = _command("show", first.summary["run"], "--workspace", str(first.workspace)).stdout
+    assert f"lists for {first.summary['candidates']['scored_for']}: {USERS * 20:,} rows of {USERS} users" in shown
+    assert f"model: version 1, made by run {first.summary['run']}" in shown
+    file = first.source / "impressions" / "2026-01-01.parquet"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"source file impressions/2026-01-01.parquet: sha256 {digest}" in shown
+    none = _command("show", "2025", "--workspace", str(first.workspace))
+    assert none.returncode == 2
+    assert "run '2025' is none of ['2026" in none.stderr
+
+
 def test_another_seed_gives_another_digest(first: Ran, tmp_path: Path) -> None:
     other = _run(first.source, tmp_path / "workspace", "--seed", "7")
     assert other.summary["digest"] != first.summary["digest"]
@@ -165,6 +187,14 @@ def test_each_stage_logs_one_line(first: Ran) -> None:
     for stage in first.summary["stages"]:
         assert sum(stage in line.split()[1:2] and "rows in" in line for line in first.logged.splitlines()) == 1
     assert first.logged.count("rows in") == 8
+
+
+def test_json_log_lines_hold_the_stages_figures(first: Ran) -> None:
+    sets = [part for text in SMALL for part in ("--set", text)]
+    place = ["--source", str(first.source), "--workspace", str(first.workspace)]
+    done = _command("--log-format", "json", "ingest", "--config", "examples/simulated.toml", *place, *sets)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["stage"], line["rows_in"]) for line in lines] == [("ingest", 0)]
 
 
 def test_the_model_learns_and_stays_below_the_truth(first: Ran) -> None:
