@@ -33,8 +33,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/counterpoise compare --config examples/simulated.toml --workspace $(WORKSPACE) --seeds 3 \
-		--output $(WORKSPACE)/compare.json --page $(WORKSPACE)/compare.html
+	$(BIN)/python -m benchmarks
 
 .venv-airflow/.installed: requirements-airflow.txt
 	$(PYTHON) -m venv .venv-airflow

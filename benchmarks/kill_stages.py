@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks.forked import Ended, answer_of, run_command
 from pipeline import tables, threads
+from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.config import load_config, parse_override
 from pipeline.simulate import simulate
 from pipeline.vacuum import tables_of
@@ -52,7 +53,8 @@ SMALL = (
 WORLD = SimulatorConfig(users=60, items=50, days=5, requests_per_day=80, slots=5, click_rate=0.2, conversion_rate=0.3)
 # A registry counts on, and a table's versions too; what they hold is compared instead.
 COUNTED = ("version", "model_version", "decision", "table_")
-DECISION = re.compile(rb"Version \d+: [^<]*|registered version</td><td>\d+")
+PROMOTION = rb'<section id="section-\d+-promotion">.*?</section>'
+DECISION = re.compile(PROMOTION + rb"|Version \d+: [^<]*|registered version</td><td>\d+", re.DOTALL)
 Digests = dict[str, str]
 
 
@@ -234,11 +236,11 @@ def broken(scene: Scene, night: str, stage: str, expected: Expected) -> list[str
 
 
 def run_outputs(workspace: Workspace) -> dict[str, Digests]:
-    """Return the digests of the files of each output of a run, `runs/<id>/<output>`; drafts are none."""
+    """Return the digests of the files of each output of a run, `runs/<id>/<output>`: of no drafts or checkpoints."""
     found: dict[str, Digests] = {}
     for file in sorted((workspace.root / "runs").rglob("*")):
         name = "/".join(file.relative_to(workspace.root).parts[:3])
-        if file.is_file() and not Path(name).name.startswith("."):
+        if file.is_file() and not Path(name).name.startswith(".") and Path(name).name != CHECKPOINTS:
             found.setdefault(name, {})[_name(workspace, file)] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 

@@ -7,7 +7,7 @@ is kept as partial counts of that day, so a state advances by the new day's coun
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -29,12 +29,14 @@ class FeatureState:
         counters: state of each counter by name, see features/counters.py.
         sequences: last items of each user, or None without any.
         entities: kind ('user' or 'item') and id of all that had an impression, or None without any.
+        totals: sums of the columns of each counter over all keys, where the state holds some users' keys only.
     """
 
     as_of: dt.date
     counters: dict[str, pl.DataFrame]
     sequences: pl.DataFrame | None
     entities: pl.DataFrame | None
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def ids(self, kind: str) -> pl.Series:
         """Return the ids of the users or items that had an impression, sorted."""
@@ -84,6 +86,7 @@ def advance_state(state: FeatureState, partials: Partials, plan: FeaturePlan) ->
         partials: see `day_partials`, of that day of knowledge and of any days of impressions.
         plan: the features.
     """
+    assert not state.totals, "a state of some users cannot go on"
     for name, frame in partials.items():
         assert frame[KNOWN_ON].unique().to_list() in ([], [state.as_of]), f"{name}: what became known on the day only"
     counters = {
@@ -210,7 +213,8 @@ def _side(
 def _counted(frame: pl.DataFrame, level: str, state: FeatureState, plan: FeaturePlan) -> pl.DataFrame:
     start = plan.start_of(state.as_of)
     blocks = [
-        counter_features(frame, state.counters.get(counter.name), counter, start) for counter in plan.at_level(level)
+        counter_features(frame, state.counters.get(counter.name), counter, start, state.totals.get(counter.name))
+        for counter in plan.at_level(level)
     ]
     return pl.concat([frame, *blocks], how="horizontal")
 

@@ -118,9 +118,11 @@ def _attribute(events: pl.DataFrame, causes: pl.DataFrame, window: dt.timedelta,
     kept = [name for name in ("event_id", *PAIR, "event_time", "received_time", "value") if name in events.columns]
     ordered = events.select(*kept, "impression_id").with_row_index("order")
     named = pl.col("impression_id").is_not_null()
+    unnamed = ordered["impression_id"].null_count()
+    # Most logs name all impressions or none, and a search costs much also for no event.
     parts = [
-        _by_impression(ordered.filter(named), causes, window, reasons),
-        _by_pair(ordered.filter(~named), causes, window, reasons),
+        *([_by_impression(ordered.filter(named), causes, window, reasons)] if unnamed < ordered.height else []),
+        *([_by_pair(ordered.filter(~named), causes, window, reasons)] if unnamed or not ordered.height else []),
     ]
     return (
         pl.concat(part.select("order", *kept, *FINAL, *COUNTED, "reason") for part in parts).sort("order").drop("order")
@@ -133,7 +135,8 @@ def _by_impression(events: pl.DataFrame, causes: pl.DataFrame, window: dt.timede
             events, causes.with_columns(pl.col(impression).alias("impression_id")), ["impression_id"], window
         )
 
-    final, counted = search("to_impression"), search("counted_impression")
+    final = search("to_impression")
+    counted = final if _counts_as_labels(causes) else search("counted_impression")
     exists = pl.col("impression_id").is_in(final.causes["impression_id"].unique().implode())
     reason = (
         pl.when(~exists)
@@ -143,6 +146,11 @@ def _by_impression(events: pl.DataFrame, causes: pl.DataFrame, window: dt.timede
         .otherwise(pl.lit(reasons.after_window))
     )
     return _joined(final, counted, reason)
+
+
+def _counts_as_labels(causes: pl.DataFrame) -> bool:
+    """Return whether every cause counts for the impression that it gives its label to, so that one search serves."""
+    return causes["to_impression"].equals(causes["counted_impression"], null_equal=True)
 
 
 def _by_pair(events: pl.DataFrame, causes: pl.DataFrame, window: dt.timedelta, reasons: _Reasons) -> pl.DataFrame:

@@ -67,26 +67,43 @@ def advance(state: pl.DataFrame | None, partials: pl.DataFrame, counter: Counter
     return joined.select(*keys, *sums, *times).sort(keys)
 
 
-def priors(state: pl.DataFrame | None, counter: CounterPlan) -> dict[str, float]:
+def total(counts: pl.Series) -> float:
+    """Return the sum of a state's column: as one chunk, so that from disk and from memory it adds up alike."""
+    return float(counts.rechunk().sum())
+
+
+def priors(
+    state: pl.DataFrame | None, counter: CounterPlan, totals: dict[str, float] | None = None
+) -> dict[str, float]:
     """Return the rates over all keys per half-life: click, conversion (per click), click-and-conversion.
 
     Without any impression all rates are 0: nothing is known yet.
+
+    Args:
+        state: the counter's state.
+        counter: the counter.
+        totals: sums of its columns over all keys, where the state holds some of the keys only.
     """
     found: dict[str, float] = {}
     for h in counter.half_lives_days:
-        total = dict.fromkeys(MEASURES, 0.0)
-        if state is not None:
-            # one chunk, so that a state from disk and one from memory add up in the same order
-            total = {name: float(state[f"{name}@{h:g}"].rechunk().sum()) for name in MEASURES}
-        found[f"click@{h:g}"] = total["clicks"] / total["impressions"] if total["impressions"] else 0.0
-        found[f"conversion@{h:g}"] = total["conversions"] / total["clicks"] if total["clicks"] else 0.0
-        both = total["conversions"] / total["impressions"] if total["impressions"] else 0.0
+        sums = dict.fromkeys(MEASURES, 0.0)
+        if totals is not None:
+            sums = {name: totals[f"{name}@{h:g}"] for name in MEASURES}
+        elif state is not None:
+            sums = {name: total(state[f"{name}@{h:g}"]) for name in MEASURES}
+        found[f"click@{h:g}"] = sums["clicks"] / sums["impressions"] if sums["impressions"] else 0.0
+        found[f"conversion@{h:g}"] = sums["conversions"] / sums["clicks"] if sums["clicks"] else 0.0
+        both = sums["conversions"] / sums["impressions"] if sums["impressions"] else 0.0
         found[f"click_and_conversion@{h:g}"] = both
     return found
 
 
 def counter_features(
-    rows: pl.DataFrame, state: pl.DataFrame | None, counter: CounterPlan, start: dt.datetime
+    rows: pl.DataFrame,
+    state: pl.DataFrame | None,
+    counter: CounterPlan,
+    start: dt.datetime,
+    totals: dict[str, float] | None = None,
 ) -> pl.DataFrame:
     """Compute a counter's features for rows with its key columns, in the rows' order.
 
@@ -98,9 +115,10 @@ def counter_features(
         state: the counter's state as of the day.
         counter: the counter.
         start: first moment of the day, for the hours since the last impression and click.
+        totals: see `priors`.
     """
     keys = list(counter.keys)
-    prior = priors(state, counter)
+    prior = priors(state, counter, totals)
     if state is None:
         empty = [pl.lit(0.0).alias(f"{name}@{h:g}") for h in counter.half_lives_days for name in MEASURES]
         joined = rows.select(keys).with_columns(

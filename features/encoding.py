@@ -94,6 +94,11 @@ def value_counts(raw: pl.LazyFrame, plan: FeaturePlan) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=COUNTS), *counted])
 
 
+def sum_counts(parts: pl.LazyFrame) -> pl.DataFrame:
+    """Return the value counts of some rows from those of their parts, sorted by field and value."""
+    return parts.group_by("field", "value").agg(pl.col("rows").sum()).sort("field", "value").collect()
+
+
 def _counts(column: pl.LazyFrame, name: str) -> pl.DataFrame:
     counts = column.drop_nulls().group_by("value").agg(pl.len().cast(pl.Int64).alias("rows"))
     ordered = counts.sort("rows", "value", descending=[True, False]).collect()
@@ -110,6 +115,7 @@ def fit_encoder(  # noqa: PLR0913  # each is a setting of its own
     max_ids: int,
     bins: int,
     base: Encoder | None,
+    counts: pl.DataFrame | None = None,
 ) -> Encoder:
     """Fit an encoder on the raw features of the training rows.
 
@@ -125,13 +131,14 @@ def fit_encoder(  # noqa: PLR0913  # each is a setting of its own
         max_ids: values at which a field is full.
         bins: quantile bins.
         base: encoder of the model that a warm start begins from; None fits all anew.
+        counts: `value_counts` of the training rows where they are counted already.
 
     Raises:
         ValueError: the base has other features, bins or ids.
     """
     if base is not None:
         _check_base(base, plan, bins)
-    known = _known(value_counts(raw, plan), vocabulary, min_count, base)
+    known = _known(value_counts(raw, plan) if counts is None else counts, vocabulary, min_count, base)
     sizes = dict(vocabulary.group_by("field").len().iter_rows())
     assert max(sizes.values(), default=0) <= max_ids, (sizes, max_ids)
     vocabularies = {}

@@ -189,7 +189,7 @@ def merge_copies(events: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]
     """
     keys = events.select(pl.struct(EVENT_KEY).hash()).to_series()
     if keys.n_unique() == events.height:
-        return _in_order(events), 0, events.clear()
+        return in_order(events), 0, events.clear()
     mask = keys.is_duplicated()
     values = value_columns(events)
     others = [name for name in values if name not in EVENT_KEY]
@@ -197,14 +197,19 @@ def merge_copies(events: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]
     distinct = copies.unique(values, keep="first", maintain_order=True)
     kept = distinct.unique(EVENT_KEY, keep="first", maintain_order=True)
     repeats = distinct.join(kept, on=values, how="anti", nulls_equal=True)
-    return _in_order(pl.concat([events.filter(~mask), kept])), copies.height - distinct.height, repeats
+    return in_order(pl.concat([events.filter(~mask), kept])), copies.height - distinct.height, repeats
 
 
-def _in_order(events: pl.DataFrame) -> pl.DataFrame:
-    """Sort events by kind, event_time and event_id."""
-    # One number for kind and time halves the cost. Microseconds stay below 2**59, so that kinds come first.
+def order_key() -> pl.Expr:
+    """Return a number that does not decrease in the order of a day's events: their kind and their time."""
+    # One number for both halves the cost. Microseconds stay below 2**59, so that kinds come first.
     kind = pl.sum_horizontal((pl.col("kind") > name).cast(pl.Int64) * 2**60 for name in KINDS)
-    return events.sort(kind + pl.col("event_time").cast(pl.Int64), "event_id")
+    return kind + pl.col("event_time").cast(pl.Int64)
+
+
+def in_order(events: pl.DataFrame) -> pl.DataFrame:
+    """Sort events by kind, event_time and event_id."""
+    return events.sort(order_key(), "event_id")
 
 
 def lose_to_a_copy(copies: pl.DataFrame, reach_days: int) -> pl.DataFrame:

@@ -297,10 +297,18 @@ def deduplicate(day: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
         The kept rows; the number of exact duplicates; and the rows that repeat an impression with other
         values, of which the first (by file and row) is kept.
     """
+    ids = day["impression_id"].hash()
+    if ids.n_unique() == day.height:
+        return by_time(day), 0, day.clear()
+    mask = ids.is_duplicated()
     values = [name for name in day.columns if name not in ORIGIN]
-    ordered = day.sort(*ORIGIN, maintain_order=True)
-    distinct = ordered.unique(values, keep="first", maintain_order=True).with_row_index(":place")
+    copies = day.filter(mask).sort(*ORIGIN, maintain_order=True)
+    distinct = copies.unique(values, keep="first", maintain_order=True).with_row_index(":place")
     kept = distinct.unique(["impression_id"], keep="first", maintain_order=True)
     repeats = distinct.join(kept.select(":place"), on=":place", how="anti").drop(":place")
-    kept = kept.drop(":place").sort("event_time", "user_id", "item_id", "impression_id")
-    return kept, day.height - distinct.height, repeats
+    return by_time(pl.concat([day.filter(~mask), kept.drop(":place")])), copies.height - distinct.height, repeats
+
+
+def by_time(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Sort interactions by time, user, item and impression."""
+    return interactions.sort("event_time", "user_id", "item_id", "impression_id")

@@ -12,7 +12,8 @@ import polars as pl
 from features.asof import KNOWN_FROM, Partials, day_partials, example_features, replay
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.feature_store import SHOWN, FeatureStore, open_store, raw_day, read_day
+from pipeline.feature_store import FeatureStore, open_store, raw_day, read_day
+from pipeline.feature_tasks import SHOWN
 from pipeline.ledger import read_ledger
 from pipeline.relabel import labels_known_before
 from pipeline.split import Days
@@ -112,7 +113,7 @@ def _known_days(
 def _known_rows(store: FeatureStore, date: dt.date, cutoff: dt.datetime, files: dict[dt.date, Path]) -> pl.DataFrame:
     """Return a day's interactions as they were known at a moment."""
     if files:
-        return pl.read_parquet(files[date])
+        return pl.read_parquet(files[date], hive_partitioning=False).with_columns(pl.lit(date).alias("date"))
     rows = read_day(store, date).filter(pl.col("received_time") < cutoff)
     return rows.with_columns(
         pl.when(pl.col(name) < cutoff).then(pl.col(name)).alias(name) for name in KNOWN_FROM.values()

@@ -43,7 +43,7 @@ def calibrate(config: Config, workspace: Workspace, days: Days) -> Outcome:
 
     Click is fitted on all impressions, conversion on clicked ones, a further binary task within its space; the
     product follows from the first two. Impressions whose labels may still change count as they do in training, but
-    for labels.immature = 'keep', see `_maturity`. A
+    for labels.immature = 'keep', see `corrected_maturity`. A
     task with fewer than calibration.min_positives of either class, or that is ordered backwards, keeps its own
     probabilities, and the outcome says why.
 
@@ -112,7 +112,7 @@ def _clicked(targets: Targets) -> NDArray[np.float32]:
     return clicked
 
 
-def _maturity(config: Config, fitted: pl.LazyFrame, cutoff: dt.datetime) -> Maturity:
+def corrected_maturity(config: Config, fitted: pl.LazyFrame, cutoff: dt.datetime) -> Maturity:
     """Correct immature labels by their delay even where training keeps them, if the delay can be fitted.
 
     Kept, conversions that are still to come count as none: few among all training days, many on the validation day,
@@ -131,7 +131,7 @@ def _validation(config: Config, workspace: Workspace, days: Days, spec: RankerSp
     folder = run_folder(config, workspace, days)
     table, version = workspace.table("examples"), table_versions(folder)["examples"]
     fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
-    maturity = _maturity(config, fitted, plan_of(config).start_of(days.test[0]))
+    maturity = corrected_maturity(config, fitted, plan_of(config).start_of(days.test[0]))
     return [read_examples(table, version, day, spec, maturity) for day in days.validation]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.config import Config
+from pipeline.day_files import Work
 from pipeline.draft import Draft, draft_of
+from pipeline.engine import open_engine
 from pipeline.ingest import CLOCK_TOLERANCE, check_gates, read_side, side_files, source_files
 from pipeline.intake import quarantine_reasons
 from pipeline.workspace import Workspace
@@ -31,7 +33,9 @@ def check(config: Config, source: str | Path, now: dt.datetime | None = None) ->
     latest = (now or dt.datetime.now(dt.UTC)) + CLOCK_TOLERANCE
     with tempfile.TemporaryDirectory() as folder:
         nowhere = Workspace(Path(folder) / "nothing")
-        draft = draft_of(config, nowhere, source_files(config, source), Path(folder), latest)
+        with open_engine(config) as engine:
+            work = Work(engine, Path(folder), nowhere.root / "tables")
+            draft = draft_of(config, nowhere, source_files(config, source), work, latest)
         check_gates(config, nowhere, draft.interactions, None)
         return [*lines, *_on_events(draft), *_on_interactions(draft, known)]
 
@@ -53,7 +57,7 @@ def _on_interactions(draft: Draft, known: dict[str, pl.DataFrame]) -> list[str]:
     ]
     if not draft.interactions:
         return [*lines, "interactions: none"]
-    rows = pl.scan_parquet(list(draft.interactions.values()))
+    rows = pl.scan_parquet(list(draft.interactions.values()), hive_partitioning=False)
     counts = rows.select(
         pl.len().alias("rows"),
         pl.col("click").mean().alias("click_rate"),

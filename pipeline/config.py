@@ -8,9 +8,12 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.feed_sections import HIDDEN, FeedSection, ServeSection
+from pipeline.gate_section import Gate
 from pipeline.sections import (
     Calibration,
     Context,
+    Engine,
     Evaluation,
     Features,
     Gates,
@@ -37,6 +40,15 @@ OWN_LOSSES = {
 }
 """`models.losses.LOSS_NAMES`, without loading torch."""
 
+WITHOUT_EFFECT: dict[str, Any] = {
+    "engine": True,
+    "feed": True,
+    "gate": True,
+    "serve": True,
+    "training": {"checkpoint_rows"},
+}
+"""Keys that decide where and how fast a run is made, not what it computes: they are no part of its name."""
+
 
 class Config(Section):
     """A whole run."""
@@ -46,6 +58,7 @@ class Config(Section):
     source: Source
     labels: Labels = Labels()
     gates: Gates = Gates()
+    gate: Gate = Gate()
     users: SideTable = SideTable(id="user_id")
     items: SideTable = SideTable(id="item_id")
     context: Context = Context()
@@ -59,6 +72,9 @@ class Config(Section):
     ranking: Ranking = Ranking()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    engine: Engine = Engine()
+    feed: FeedSection = FeedSection()
+    serve: ServeSection = ServeSection()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -81,8 +97,8 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """Return the first eight hexadecimal digits of the SHA-256 of all values."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Return the first eight hexadecimal digits of the SHA-256 of all values that change what a run computes."""
+        text = json.dumps(self.model_dump(mode="json", exclude=WITHOUT_EFFECT), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -249,7 +265,7 @@ def explain(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"
         shown = "" if item["type"] in {"missing", "value_error"} and not item["loc"] else f" = {item['input']!r}"
-        if item["type"] == "missing":
+        if item["type"] in {"missing", HIDDEN}:
             shown = ""
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}{shown}: remove it or correct its name")

@@ -18,8 +18,9 @@ from pipeline.config import Config
 from pipeline.control import load_control, why_no_control
 from pipeline.dataset import Examples, examples_from
 from pipeline.featurize import run_folder, table_versions
-from pipeline.fit import PREDICT_ROWS, ranker_losses
+from pipeline.fit import PREDICT_ROWS
 from pipeline.metrics import Floats
+from pipeline.objective import ranker_losses
 from pipeline.scored import Scored
 from pipeline.significance import contrast, holm, least_replicates, replicate_metrics
 from pipeline.split import Days

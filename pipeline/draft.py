@@ -12,11 +12,14 @@ from features.attribution import Windows
 from features.events import KINDS, event_schema
 from features.schema import TIMESTAMP
 from pipeline import tables
-from pipeline.attribute import LABELS, ORDER, SHOWN, UNATTRIBUTED, attribute
+from pipeline.attribute import LABELS, ORDER, SHOWN, UNATTRIBUTED, Rules, attribute
 from pipeline.config import Config
-from pipeline.event_log import DAY_ORDER, merge, open_log, read_streams
+from pipeline.day_files import Work, count_rows, scan_day, slices_of, within
+from pipeline.engine import Engine
+from pipeline.event_log import DAY_ORDER, open_log, read_streams
 from pipeline.intake import Intake, check_quarantine
-from pipeline.labelled_log import check_no_day_shrinks, count_rows, read_log, task_labels
+from pipeline.labelled_log import check_no_day_shrinks, read_log, task_labels
+from pipeline.merge_days import merge
 from pipeline.sections import Stream
 from pipeline.source_files import SourceFile
 from pipeline.workspace import Workspace
@@ -47,7 +50,7 @@ def draft_of(
     config: Config,
     workspace: Workspace,
     files: list[tuple[Stream | None, SourceFile]],
-    spill: Path,
+    work: Work,
     latest: dt.datetime,
 ) -> Draft:
     """Read files of either kind of source and find what differs from the tables.
@@ -56,28 +59,28 @@ def draft_of(
         config: what the files mean.
         workspace: the tables.
         files: all files of a labelled log, or those of raw events that are to be read, each with its stream.
-        spill: an empty folder.
+        work: the engine, and where the files of days go.
         latest: the moment from which a time lies in the future.
 
     Raises:
         ValueError: see `read_log` and `read_streams`; a day shrinks, or days are missing.
     """
     if config.source.interactions is not None:
-        return _draft_of_log(config, workspace, [file for _, file in files], spill, latest)
-    return _draft_of_events(config, workspace, [(stream, file) for stream, file in files if stream], spill, latest)
+        return _draft_of_log(config, workspace, [file for _, file in files], work, latest)
+    return _draft_of_events(config, workspace, [(stream, file) for stream, file in files if stream], work, latest)
 
 
 def _draft_of_log(
-    config: Config, workspace: Workspace, files: list[SourceFile], spill: Path, latest: dt.datetime
+    config: Config, workspace: Workspace, files: list[SourceFile], work: Work, latest: dt.datetime
 ) -> Draft:
     table = workspace.table("interactions")
-    intake = read_log(config, files, spill, latest, table)
+    intake = read_log(config, work, files, latest, table)
     check_no_day_shrinks(config, table, intake)
     _check_gaps(config, table, set(intake.parts))
     by_day = {day: parts[0] for day, parts in sorted(intake.parts.items())}
     rows = count_rows(by_day.values())
     assert rows + intake.quarantined() + intake.duplicates == intake.rows, "a row is kept, quarantined or a duplicate"
-    changed = differing_days(table, by_day, table_schemas(config)["interactions"].names(), ORDER)
+    changed = differing_days(work.engine, table, by_day, table_schemas(config)["interactions"], ORDER)
     return Draft(
         intake,
         rows,
@@ -87,27 +90,27 @@ def _draft_of_log(
 
 
 def _draft_of_events(
-    config: Config, workspace: Workspace, files: list[tuple[Stream, SourceFile]], spill: Path, latest: dt.datetime
+    config: Config, workspace: Workspace, files: list[tuple[Stream, SourceFile]], work: Work, latest: dt.datetime
 ) -> Draft:
     """Merge raw events with the log and label anew the days that they may have changed."""
     labels, schemas, table = config.labels, table_schemas(config), workspace.table("interactions")
     columns = schemas["interactions"].names()
-    intake = read_streams(config, files, spill, latest)
+    intake = read_streams(config, work.engine, files, work.folder, latest)
     log = open_log(config, workspace.table("events"), workspace.table("quarantine"))
-    new = merge(log, intake, labels.conversion_window, labels.lateness)
+    new = merge(log, intake, work, window=labels.conversion_window, lateness=labels.lateness)
     check_quarantine(config, intake, ", ".join(stream.files for stream in config.source.streams))
     windows = Windows(click=labels.click_window, conversion=labels.conversion_window, lateness=labels.lateness)
     # A killed run may have written events and not what follows from them: days without a new event count too.
     context, left_out = columns[len(SHOWN) + len(LABELS) :], workspace.table("unattributed")
-    found = attribute(log, log.touched(), windows, context, spill, days_of_repeats(left_out))
-    changed = differing_days(table, found.interactions, columns, ORDER)
+    found = attribute(log, log.touched(), Rules(windows, context), work, days_of_repeats(left_out))
+    changed = differing_days(work.engine, table, found.interactions, schemas["interactions"], ORDER)
     _check_gaps(config, table, set(changed) - set(tables.days(table)))
     return Draft(
         intake,
         sum(new[kind] for kind in KINDS),
         changed,
         {day: log.merged[day] for day in sorted(log.changed)},
-        differing_days(left_out, found.unattributed, list(UNATTRIBUTED), DAY_ORDER),
+        differing_days(work.engine, left_out, found.unattributed, schemas["unattributed"], DAY_ORDER),
         {
             **{f"new_{kind}s": new[kind] for kind in KINDS},
             "late": new["late"],
@@ -143,25 +146,43 @@ def table_schemas(config: Config) -> dict[str, pl.Schema]:
     }
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """A day's new file and the files that the table holds of it."""
+
+    day: dt.date
+    new: Path
+    stored: list[Path]
+    schema: pl.Schema
+    order: tuple[str, ...]
+
+
 def differing_days(
-    table: Path, files: dict[dt.date, Path], columns: list[str], order: tuple[str, ...]
+    engine: Engine, table: Path, files: dict[dt.date, Path], schema: pl.Schema, order: tuple[str, ...]
 ) -> dict[dt.date, Path]:
     """Return the files whose rows are not those that the table holds for their day."""
-    stored_days = set(tables.days(table))
-    stored = tables.scan(table) if stored_days else pl.LazyFrame()
-    differing: dict[dt.date, Path] = {}
-    for day, path in sorted(files.items()):
-        if day not in stored_days:
-            if count_rows([path]):
-                differing[day] = path
-            continue
-        before = stored.filter(pl.col("date") == day).collect()
-        same = set(before.columns) == set(columns) and before.select(columns).sort(order).equals(
-            pl.read_parquet(path, columns=columns)
-        )
-        if not same:
-            differing[day] = path
-    return differing
+    stored = tables.day_files(table)
+    tasks = [_Compared(day, path, stored.get(day, []), schema, order) for day, path in sorted(files.items())]
+    found = zip(tasks, engine.map(_differs, tasks, "ingest: compare"), strict=True)
+    return {task.day: task.new for task, differs in found if differs}
+
+
+def _differs(task: _Compared) -> bool:
+    if not task.stored:
+        return count_rows([task.new]) > 0
+    if count_rows([task.new]) != count_rows(task.stored):
+        return True
+    new = scan_day([task.new], task.day, task.schema)
+    before = pl.scan_parquet(task.stored, hive_partitioning=False).with_columns(pl.lit(task.day).alias("date"))
+    if set(before.collect_schema()) != set(task.schema):
+        return True
+    time = pl.col("event_time").cast(pl.Int64)
+    for limit in slices_of([new], time):
+        of_slice = within(time, limit)
+        rows = new.filter(of_slice).collect()
+        if not before.filter(of_slice).select(task.schema.names()).collect().sort(task.order).equals(rows):
+            return True
+    return False
 
 
 def _changed_labels(table: Path, files: dict[dt.date, Path]) -> dict[str, int]:
@@ -171,7 +192,11 @@ def _changed_labels(table: Path, files: dict[dt.date, Path]) -> dict[str, int]:
     for day in sorted(known):
         columns = ["impression_id", "click", "conversion", "value"]
         before = tables.scan(table).filter(pl.col("date") == day).select(columns)
-        pairs = pl.scan_parquet(files[day]).select(columns).join(before, on="impression_id", suffix=":before")
+        pairs = (
+            pl.scan_parquet(files[day], hive_partitioning=False)
+            .select(columns)
+            .join(before, on="impression_id", suffix=":before")
+        )
         differs = [pl.col(name).ne_missing(pl.col(f"{name}:before")) for name in columns[1:]]
         number = int(pairs.filter(pl.any_horizontal(differs)).select(pl.len()).collect().item())
         if number:

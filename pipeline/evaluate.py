@@ -18,9 +18,10 @@ from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import Examples, examples_from, read_examples, without_tasks
 from pipeline.diagnose import REPORTED, Evaluated, diagnose
+from pipeline.example_tasks import KEPT
 from pipeline.extra_metrics import evaluate_extra
 from pipeline.feature_plan import plan_of, side_frame
-from pipeline.featurize import KEPT, run_folder, table_versions
+from pipeline.featurize import run_folder, table_versions
 from pipeline.figures import figures
 from pipeline.fit import PREDICT_ROWS
 from pipeline.html_report import write_evaluation_report
@@ -143,7 +144,7 @@ def _predictions(
         "logistic_regression": [predict(baseline, day.features, PREDICT_ROWS) for day in examples],
         "reference": [_at_reference(config, workspace, bundle, folder, date) for date in days.test],
         "popularity": [
-            _popularity(config, workspace, date, day) for date, day in zip(days.test, examples, strict=True)
+            popularity_rates(config, workspace, date, day.frame) for date, day in zip(days.test, examples, strict=True)
         ],
     }
     return {name: np.concatenate(parts).astype(np.float64) for name, parts in made.items()}
@@ -162,8 +163,8 @@ def _at_reference(
     return bundle.predict(examples_from(encoded, without_tasks(bundle.ranker.spec), None).features, PREDICT_ROWS)
 
 
-def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Examples) -> NDArray[np.float64]:
-    """Predict each item's own smoothed rates of what was known before the day: (N, 3)."""
+def popularity_rates(config: Config, workspace: Workspace, date: dt.date, rows: pl.DataFrame) -> NDArray[np.float64]:
+    """Predict for each row its item's smoothed rates of what was known before the day: (N, 3)."""
     start = plan_of(config).start_of(date)
     history = tables.scan(workspace.table("interactions")).filter(
         (pl.col("date") < date) & (pl.col("received_time") < start)
@@ -175,7 +176,7 @@ def _popularity(config: Config, workspace: Workspace, date: dt.date, day: Exampl
         .collect()
     )
     total = counts.select(pl.col("impressions", "click", "conversion").sum()).row(0)
-    joined = day.frame.select("item_id").join(counts, on="item_id", how="left", maintain_order="left").fill_null(0)
+    joined = rows.select("item_id").join(counts, on="item_id", how="left", maintain_order="left").fill_null(0)
     impressions = joined["impressions"].to_numpy() + SMOOTHING
     click = (joined["click"].to_numpy() + SMOOTHING * total[1] / total[0]) / impressions
     both = (joined["conversion"].to_numpy() + SMOOTHING * total[2] / total[0]) / impressions

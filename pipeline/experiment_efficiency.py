@@ -15,7 +15,8 @@ from models.ranker import Ranker, RankerSpec, predict
 from pipeline.dataset import Examples
 from pipeline.experiments import Cell, Experiment, fit_with_seed, verdict
 from pipeline.fit import PREDICT_ROWS, Fit, fit_ranker, validation_losses
-from pipeline.maturity import TASKS, base_rates
+from pipeline.label_sums import base_rates, total
+from pipeline.maturity import TASKS
 from pipeline.significance import CONFIDENCE, Estimate
 from pipeline.study_data import Study
 from pipeline.study_training import Fitted, Material, Trained, sizes, train
@@ -73,7 +74,7 @@ def fit_watched(spec: RankerSpec, fit: Fit, material: Material, every: int) -> t
     watch = Watch(material.validation, every)
 
     def begin(ranker: Ranker) -> None:
-        ranker.start_at(**base_rates([day.supervision for day in material.training]))
+        ranker.start_at(**base_rates(total(day.label_sums() for day in material.training)))
         watch.begin(ranker)
 
     handle = register_optimizer_step_post_hook(watch)

@@ -15,36 +15,39 @@ the stored ones. Only features and states as of days after the first day of know
 import datetime as dt
 import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import polars as pl
 
-from features.asof import (
-    ACTIONS,
-    ENTITIES,
-    KNOWN_ON,
-    Partials,
-    advance_state,
-    day_partials,
-    example_features,
-    initial_state,
-)
-from features.counters import MEASURES, TIMES
+from features.asof import ACTIONS, KNOWN_ON, Partials, advance_state, initial_state
 from features.plan import ITEM, USER, FeaturePlan
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.engine import IN_PROCESS, Engine
 from pipeline.feature_plan import plan_of, side_frame
+from pipeline.feature_tasks import (
+    Bucket,
+    Counted,
+    CountTask,
+    FeatureTask,
+    Featurized,
+    Inputs,
+    buckets_of,
+    count_bucket,
+    featurize_bucket,
+    read_bucket,
+)
 from pipeline.ledger import Ledger, read_ledger, write_ledger
+from pipeline.partials import ACTION_ORDER, by_counter, combined
 from pipeline.side_changes import keep_sides, side_change
-from pipeline.stage import progress
 from pipeline.states import nearest_state, prune_states, save_state, state_folder
 from pipeline.workspace import Workspace, write_parquet
 
-ORDER = ("event_time", USER, ITEM, "impression_id")
-SHOWN = ("impression_id", USER, ITEM, "event_time", "date")
-KEY = "key_"
 KEPT_STATES = 8
+COUNTS = ("partials", ACTIONS)
 Window = tuple[dt.date, dt.date]
 
 
@@ -72,6 +75,11 @@ class FeatureStore:
         """Return the folder of its states."""
         return self.root / "states"
 
+    @property
+    def scratch(self) -> Path:
+        """Return the folder of what is not yet committed."""
+        return self.root / ".scratch"
+
 
 @dataclass(frozen=True)
 class Updated:
@@ -92,7 +100,13 @@ def open_store(config: Config, workspace: Workspace) -> FeatureStore:
     return FeatureStore(root, workspace.table("interactions"), plan, users, items)
 
 
-def update(store: FeatureStore, wanted: list[dt.date], snapshots: set[dt.date], rebuild: Window | None) -> Updated:
+def update(
+    store: FeatureStore,
+    wanted: list[dt.date],
+    snapshots: set[dt.date],
+    rebuild: Window | None,
+    engine: Engine = IN_PROCESS,
+) -> Updated:
     """Bring the store up to date with tables/interactions.
 
     Args:
@@ -100,12 +114,13 @@ def update(store: FeatureStore, wanted: list[dt.date], snapshots: set[dt.date], 
         wanted: days whose raw features are asked for.
         snapshots: days as of which a state is asked for.
         rebuild: first and last day that are made again even where nothing changed.
+        engine: counts and featurizes buckets of days; states are advanced, and tables committed, here.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     ledger = read_ledger(store.ledger)
-    counted = _update_partials(store, ledger, rebuild)
+    counted = _update_partials(store, ledger, rebuild, engine)
     missing = [day for day in wanted if ledger.features.get(day) != ledger.shown[day]]
-    rows = _walk(store, ledger, missing, snapshots)
+    rows = _walk(store, ledger, missing, snapshots, engine)
     return Updated(counted, missing, rows)
 
 
@@ -116,15 +131,26 @@ def raw_features(store: FeatureStore) -> pl.LazyFrame:
 
 def raw_day(store: FeatureStore, day: dt.date) -> pl.DataFrame:
     """Read a day's raw features in the order of `read_day`."""
-    return raw_features(store).filter(pl.col("date") == day).collect().sort(ORDER)
+    return read_bucket(store.table("raw"), Bucket(day))
 
 
 def read_day(store: FeatureStore, day: dt.date) -> pl.DataFrame:
     """Read a day of tables/interactions in the order of its features."""
-    return tables.scan(store.interactions).filter(pl.col("date") == day).collect().sort(ORDER)
+    return read_bucket(store.interactions, Bucket(day))
 
 
-def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None) -> list[dt.date]:
+def inputs_of(store: FeatureStore, engine: Engine) -> Inputs:
+    """Return what tasks read of a store; other processes find the side tables in its scratch folder."""
+    sides: dict[str, pl.DataFrame | Path | None] = {USER: store.users, ITEM: store.items}
+    if not engine.in_process:
+        for key, side in sides.items():
+            if isinstance(side, pl.DataFrame):
+                sides[key] = store.scratch / f"{key}.parquet"
+                write_parquet(side, store.scratch / f"{key}.parquet")
+    return Inputs(store.interactions, store.table("raw"), store.plan, sides[USER], sides[ITEM])
+
+
+def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None, engine: Engine) -> list[dt.date]:
     """Make the partial counts of changed days again, after all that depends on a difference is given up."""
     found = tables.fingerprints(store.interactions)
     changed = side_change(store.root, store.interactions, {USER: store.users, ITEM: store.items})
@@ -134,34 +160,47 @@ def _update_partials(store: FeatureStore, ledger: Ledger, rebuild: Window | None
     stale = sorted({*gone, *(day for day in found if ledger.source.get(day) != found[day] or _within(day, rebuild))})
     if not stale:
         return []
-    scratch = store.root / ".scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    _clear(store.scratch)
     differs: list[dt.date] = []
-    for day in progress(stale, "count", len(stale)):
-        rows = read_day(store, day)
-        partials = day_partials(rows, store.users, store.items, store.plan)
-        for name, frame in (("partials", _long(partials, store.plan)), ("actions", partials[ACTIONS])):
-            differs += _changed_days(_stored(store, name, day), frame)
-            write_parquet(frame.with_columns(pl.lit(day).alias("date")), scratch / f"{name}-{day}.parquet")
-        ledger.shown[day] = _shown_digest(rows, store.plan)
-        ledger.last_known[day] = _last_known(partials, day)
+    for day, counted in _count_days(store, stale, engine):
+        differs += [date for name in COUNTS for date in _changed_days(_stored(store, name, day), _kept(counted, name))]
+        ledger.shown[day] = _joined_digest([part.shown for part in counted])
+        ledger.last_known[day] = max(part.last_known for part in counted)
     _give_up(store, ledger, min(differs, default=None), rebuild)
     write_ledger(store.ledger, ledger)  # before the counts: a kill between must leave nothing that only seems current
-    for name in ("partials", "actions"):
-        frames = (pl.read_parquet(scratch / f"{name}-{day}.parquet") for day in stale)
+    for name in COUNTS:
+        frames = (pl.read_parquet(store.scratch / f"{name}-{Bucket(day).name}.parquet") for day in stale)
         tables.write_days(store.table(name), frames, stale, note={"part": name})
     ledger.source = {day: found.get(day, "") for day in {*ledger.source, *stale} - gone}
     write_ledger(store.ledger, ledger)
     keep_sides(store.root, {USER: store.users, ITEM: store.items})
-    shutil.rmtree(scratch)
+    shutil.rmtree(store.scratch)
     return stale
 
 
-def _last_known(partials: Partials, day: dt.date) -> dt.date:
-    last = pl.concat([partials[ENTITIES].select(KNOWN_ON), partials[ACTIONS].select(KNOWN_ON)])[KNOWN_ON].max()
-    assert last is None or isinstance(last, dt.date), "a day of knowledge is a date"
-    return last or day
+def _count_days(store: FeatureStore, days: list[dt.date], engine: Engine) -> Iterator[tuple[dt.date, list[Counted]]]:
+    """Yield the days with what was counted of each of their buckets."""
+    inputs, buckets = inputs_of(store, engine), buckets_of(store.interactions, days)
+    tasks = [CountTask(inputs, bucket, store.scratch) for day in days for bucket in buckets[day]]
+    parts: list[Counted] = []
+    for counted in engine.map(count_bucket, tasks, "count"):
+        parts.append(counted)
+        if len(parts) == counted.task.bucket.of:
+            yield counted.task.bucket.day, parts
+            parts = []
+
+
+def _kept(counted: list[Counted], name: str) -> pl.DataFrame:
+    """Put the counts of a day's buckets together, into the file of the first, and return them."""
+    files = [part.task.file(name) for part in counted]
+    whole = combined(name, [pl.read_parquet(file) for file in files])
+    if len(files) > 1:
+        write_parquet(whole, files[0])
+    return whole.drop("date")
+
+
+def _joined_digest(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _give_up(store: FeatureStore, ledger: Ledger, known_from: dt.date | None, rebuild: Window | None) -> None:
@@ -174,36 +213,69 @@ def _give_up(store: FeatureStore, ledger: Ledger, known_from: dt.date | None, re
     prune_states(store.states, lambda day: day <= first)
 
 
-def _walk(store: FeatureStore, ledger: Ledger, missing: list[dt.date], snapshots: set[dt.date]) -> int:
+def _walk(store: FeatureStore, ledger: Ledger, missing: list[dt.date], snapshots: set[dt.date], engine: Engine) -> int:
     """Advance a state over the days, from the latest stored one that serves all that is missing."""
     needed = {*missing, *(day for day in snapshots if not state_folder(store.states, day).is_dir())}
     if not needed:
         return 0
-    first, last = min(needed), max(needed)
-    state = nearest_state(store.states, first) or initial_state(min(ledger.source))
-    scratch = store.root / ".scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    counts = {name: tables.scan(store.table(name)) for name in ("partials", "actions")}
-    days = [state.as_of + dt.timedelta(days=n) for n in range((last - state.as_of).days + 1)]
-    for day in progress(days, "featurize", len(days)):
-        if day in missing:
-            shown = read_day(store, day).select(*SHOWN, *store.plan.context)
-            frame = example_features(state, shown, store.users, store.items, store.plan)
-            write_parquet(frame, scratch / f"{day}.parquet")
-        if (day in snapshots or _is_kept(day, last)) and not state_folder(store.states, day).is_dir():
-            save_state(state, store.states)
-        if day < last:
-            state = advance_state(state, _known_on(counts, ledger, day, store.plan), store.plan)
-    rows = 0
-    if missing:
-        frames = (pl.read_parquet(scratch / f"{day}.parquet") for day in missing)
-        rows = tables.write_days(store.table("raw"), frames, missing, note={"part": "raw"})
+    last = max(needed)
+    _clear(store.scratch)
+    buckets = buckets_of(store.interactions, missing)
+    tasks = _feature_tasks(store, ledger, buckets, (min(needed), last), snapshots, engine)
+    made: list[Featurized] = []
+    for part in engine.map(featurize_bucket, tasks, "featurize", sum(map(len, buckets.values()))):
+        made.append(part)
+        if part.bucket.number == part.bucket.of - 1:
+            shutil.rmtree(state_folder(store.scratch, part.bucket.day), ignore_errors=True)
+    if made:
+        commit_buckets(store.table("raw"), made, {"part": "raw"})
         ledger.features |= {day: ledger.shown[day] for day in missing}
         write_ledger(store.ledger, ledger)
-    shutil.rmtree(scratch)
+    shutil.rmtree(store.scratch)
     prune_states(store.states, lambda day: _is_kept(day, last) or day in snapshots)
-    return rows
+    return sum(part.rows for part in made)
+
+
+def commit_buckets(table: Path, made: list[Featurized], note: dict[str, str]) -> None:
+    """Replace days of a table by the files of their buckets, in order."""
+    files: dict[dt.date, Path | list[Path]] = {
+        day: [part.file for part in parts] for day, parts in groupby(made, lambda part: part.bucket.day)
+    }
+    tables.commit_files(table, files, made[0].schema, note=note)
+
+
+def _feature_tasks(
+    store: FeatureStore,
+    ledger: Ledger,
+    buckets: dict[dt.date, list[Bucket]],
+    span: Window,
+    snapshots: set[dt.date],
+    engine: Engine,
+) -> Iterator[FeatureTask]:
+    """Advance the state day by day, save it where it is to stay, and yield the tasks of the days on the way."""
+    first, last = span
+    inputs = inputs_of(store, engine)
+    counts = {name: tables.scan(store.table(name)) for name in COUNTS}
+    state = nearest_state(store.states, first) or initial_state(min(ledger.source))
+    while True:
+        day = state.as_of
+        if (day in snapshots or _is_kept(day, last)) and not state_folder(store.states, day).is_dir():
+            save_state(state, store.states)
+        if day in buckets:
+            held = store.states if state_folder(store.states, day).is_dir() else store.scratch
+            if not engine.in_process and held == store.scratch:
+                save_state(state, held)
+            for bucket in buckets[day]:
+                file = tables.new_file(store.table("raw"), day, number=bucket.number)
+                yield FeatureTask(inputs, bucket, state if engine.in_process else held, file)
+        if day == last:
+            return
+        state = advance_state(state, _known_on(counts, ledger, day, store.plan), store.plan)
+
+
+def _clear(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
 
 
 def _is_kept(day: dt.date, last: dt.date) -> bool:
@@ -217,41 +289,7 @@ def _known_on(counts: dict[str, pl.LazyFrame], ledger: Ledger, day: dt.date, pla
     rule = pl.col("date").is_in(dates) & (pl.col(KNOWN_ON) == day)
     long = counts["partials"].filter(rule).drop("date").collect()
     actions = counts["actions"].filter(rule).drop("date").collect()
-    return {**_by_counter(long, plan), ACTIONS: actions.sort("known_at", USER, ITEM, "kind")}
-
-
-def _long(partials: Partials, plan: FeaturePlan) -> pl.DataFrame:
-    """Put the partial counts of all counters, and the entities, under one another with keys as key_0, key_1 ..."""
-    width = max((len(counter.keys) for counter in plan.counters), default=1)
-    names = {counter.name: list(counter.keys) for counter in plan.counters} | {ENTITIES: ["kind", "id"]}
-    empty = {name: pl.lit(None, dtype=pl.Float64).alias(name) for name in MEASURES} | {
-        name: pl.lit(None, dtype=pl.Datetime("us", "UTC")).alias(name) for name in TIMES
-    }
-    frames = []
-    for name, keys in names.items():
-        frame = partials[name]
-        frames.append(
-            frame.select(
-                KNOWN_ON,
-                pl.lit(name).alias("counter"),
-                *(pl.col(key).cast(pl.String).alias(f"{KEY}{n}") for n, key in enumerate(keys)),
-                *(pl.lit(None, dtype=pl.String).alias(f"{KEY}{n}") for n in range(len(keys), max(width, 2))),
-                *(pl.col(column) if column in frame.columns else blank for column, blank in empty.items()),
-            )
-        )
-    return pl.concat(frames)
-
-
-def _by_counter(long: pl.DataFrame, plan: FeaturePlan) -> Partials:
-    """Undo `_long`."""
-    found: Partials = {}
-    for counter in plan.counters:
-        keys = [pl.col(f"{KEY}{n}").alias(key) for n, key in enumerate(counter.keys)]
-        rows = long.filter(pl.col("counter") == counter.name)
-        found[counter.name] = rows.select(KNOWN_ON, *keys, *MEASURES, *TIMES)
-    entities = long.filter(pl.col("counter") == ENTITIES)
-    found[ENTITIES] = entities.select(KNOWN_ON, pl.col(f"{KEY}0").alias("kind"), pl.col(f"{KEY}1").alias("id"))
-    return found
+    return {**by_counter(long, plan), ACTIONS: actions.sort(ACTION_ORDER)}
 
 
 def _stored(store: FeatureStore, name: str, day: dt.date) -> pl.DataFrame | None:
@@ -268,10 +306,6 @@ def _changed_days(before: pl.DataFrame | None, after: pl.DataFrame) -> list[dt.d
     signed = pl.concat(columns)
     sums = signed.group_by(before.columns).agg(pl.col("sign").sum())
     return sums.filter(pl.col("sign") != 0)[KNOWN_ON].unique().to_list()
-
-
-def _shown_digest(rows: pl.DataFrame, plan: FeaturePlan) -> str:
-    return tables.digest(rows.select(*SHOWN, *plan.context))
 
 
 def _within(day: dt.date, window: Window | None) -> bool:

@@ -3,38 +3,28 @@
 import datetime as dt
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from features.encoding import Encoder, encode, fit_encoder, load_encoder, save_encoder, value_counts
+from features.encoding import Encoder, fit_encoder, load_encoder, save_encoder, sum_counts
 from features.vocabulary import extend
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.feature_store import FeatureStore, open_store, raw_day, raw_features, read_day, update
-from pipeline.labelled_log import VALUE, task_labels
+from pipeline.engine import Engine, open_engine
+from pipeline.example_tasks import ExampleTask, encode_bucket, encoder_file
+from pipeline.feature_store import FeatureStore, commit_buckets, open_store, raw_features, update
+from pipeline.feature_tasks import Bucket, ValueTask, buckets_of, count_values
 from pipeline.leakage import refuse_label_columns
 from pipeline.source_record import check_contract
 from pipeline.split import Days, resolve_days
 from pipeline.stage import Outcome
 from pipeline.states import state_folder
-from pipeline.workspace import Workspace, read_json, replaced_folder, run_id, write_json, write_parquet
+from pipeline.workspace import Workspace, join_parquet, read_json, replaced_folder, run_id, write_json
 
 READ = ("interactions", "examples", "events", "quarantine", "unattributed", "users", "items")
 BASE = "base"
-KEPT = (
-    "impression_id",
-    "user_id",
-    "item_id",
-    "event_time",
-    "received_time",
-    "date",
-    "click",
-    "conversion",
-    "click_known_at",
-    "conversion_known_at",
-    "label_matures_at",
-)
 
 
 def days_of(config: Config, workspace: Workspace, date: dt.date | None) -> Days:
@@ -53,33 +43,52 @@ def run_folder(config: Config, workspace: Workspace, days: Days) -> Path:
     return workspace.run(run_id(days.test[-1], config.digest()))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the steps of featurize share; `folder` is the draft of the run's."""
+
+    config: Config
+    workspace: Workspace
+    store: FeatureStore
+    days: Days
+    buckets: dict[dt.date, list[Bucket]]
+    engine: Engine
+    folder: Path
+
+    @property
+    def spill(self) -> Path:
+        """Return the folder of what only the driver reads."""
+        return self.folder / "spill"
+
+
 def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Write tables/examples, and the encoder, states and raw test rows of the run.
 
     The feature store makes what is missing of the days' raw features; the run's encoder is fitted on the training
-    days and encodes all of its days. Memory holds a day, the states and, while the encoder is fitted, one column of
-    the training days.
+    days and encodes all of its days. The engine works on days, or on buckets of large ones, whose rows no other
+    process holds; this one holds the states and, while the encoder is fitted, one column of the training days.
 
     Raises:
         ValueError: a column holds a label, a context reference is unknown, or a warm start has no champion.
     """
     store = open_store(config, workspace)
-    updated = update(store, days.all(), {*days.test, days.scored_for}, None)
     made = run_folder(config, workspace, days) / "features"
-    with replaced_folder(made) as folder:
-        base = _copy_base(config, workspace, made, folder) if config.training.warm_start else None
-        encoder = _fit_encoder(config, store, days, base)
-        _check_references(config, encoder)
-        refuse_label_columns(store, days, encoder)
-        save_encoder(encoder, folder / "encoder.json")
-        rows = _write_examples(config, workspace, store, days, encoder, folder / "spill")
-        for day in days.test:
-            write_parquet(labelled_day(config, store, day), folder / f"raw-{day}.parquet")
-        for day in sorted({*days.test, days.scored_for}):
-            # links: a state's files are never written to again, and a copy of all keys a night would add up
-            shutil.copytree(state_folder(store.states, day), state_folder(folder, day), copy_function=os.link)
-        read = {name: tables.version(workspace.table(name)) for name in READ if tables.exists(workspace.table(name))}
-        write_json(folder / "versions.json", read)
+    with open_engine(config) as engine:
+        updated = update(store, days.all(), {*days.test, days.scored_for}, None, engine)
+        with replaced_folder(made) as folder:
+            buckets = buckets_of(store.interactions, days.all())
+            work = _Work(config, workspace, store, days, buckets, engine, folder)
+            work.spill.mkdir()
+            base = _copy_base(config, workspace, made, folder) if config.training.warm_start else None
+            encoder = _fit_encoder(work, base)
+            _check_references(config, encoder)
+            refuse_label_columns(store, days, encoder)
+            save_encoder(encoder, folder / "encoder.json")
+            rows = _write_examples(work, encoder)
+            shutil.rmtree(work.spill)
+            _link_states(work)
+            names = [name for name in READ if tables.exists(workspace.table(name))]
+            write_json(folder / "versions.json", {name: tables.version(workspace.table(name)) for name in names})
     notes = {
         "embedding_ids": sum(encoder.cardinalities().values()),
         "numeric_features": len(encoder.knots),
@@ -87,6 +96,13 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
         "days_featurized": len(updated.featurized),
     }
     return Outcome(updated.rows, rows, notes)
+
+
+def _link_states(work: _Work) -> None:
+    for day in sorted({*work.days.test, work.days.scored_for}):
+        # links: a state's files are never written to again, and a copy of all keys a night would add up
+        held = state_folder(work.store.states, day)
+        shutil.copytree(held, state_folder(work.folder, day), copy_function=os.link)
 
 
 def _copy_base(config: Config, workspace: Workspace, earlier: Path, folder: Path) -> Encoder:
@@ -112,29 +128,35 @@ def _copy_base(config: Config, workspace: Workspace, earlier: Path, folder: Path
     return load_encoder(folder / BASE / "encoder.json")
 
 
-def _fit_encoder(config: Config, store: FeatureStore, days: Days, base: Encoder | None) -> Encoder:
-    settings = config.features
-    training = raw_features(store).filter(pl.col("date").is_in(days.train))
-    table = store.table("vocabulary")
+def _count_values(work: _Work) -> pl.DataFrame:
+    """Count the values of the training days, bucket by bucket."""
+    tasks = [
+        ValueTask(work.store.table("raw"), work.store.plan, bucket, work.spill / f"values-{bucket.name}.parquet")
+        for day in work.days.train
+        for bucket in work.buckets[day]
+    ]
+    return sum_counts(pl.scan_parquet(list(work.engine.map(count_values, tasks, "count values"))))
+
+
+def _fit_encoder(work: _Work, base: Encoder | None) -> Encoder:
+    settings, plan, table = work.config.features, work.store.plan, work.store.table("vocabulary")
+    counts = _count_values(work)
     known = tables.scan(table).collect() if tables.exists(table) else None
     vocabulary = extend(
-        known,
-        value_counts(training, store.plan),
-        min_count=settings.min_count,
-        max_ids=settings.max_ids,
-        added_on=days.train[-1],
+        known, counts, min_count=settings.min_count, max_ids=settings.max_ids, added_on=work.days.train[-1]
     )
     if known is None or vocabulary.height > known.height:
         tables.write_all(table, vocabulary, {"part": "vocabulary"})
     return fit_encoder(
-        training,
-        store.plan,
+        raw_features(work.store).filter(pl.col("date").is_in(work.days.train)),
+        plan,
         vocabulary=vocabulary,
         min_count=settings.min_count,
         hash_buckets=settings.hash_buckets,
         max_ids=settings.max_ids,
         bins=settings.bins,
         base=base,
+        counts=counts,
     )
 
 
@@ -148,35 +170,29 @@ def _check_references(config: Config, encoder: Encoder) -> None:
             )
 
 
-def task_columns(config: Config) -> list[str]:
-    """Return the columns of tables/examples that hold the labels of tasks beyond click and conversion."""
-    return [f"label_{name}" for name in config.labels.tasks]
-
-
-def labelled_day(config: Config, store: FeatureStore, day: dt.date) -> pl.DataFrame:
-    """Return a day's impressions with their labels as known now, context and raw features, in order."""
-    rows, raw = read_day(store, day), raw_day(store, day)
-    assert rows["impression_id"].equals(raw["impression_id"]), "features were made for the impressions of the day"
-    given = {task.column for task in task_labels(config)}
-    tasks = [pl.col(name if name in given else VALUE).alias(name) for name in task_columns(config)]
-    kept = rows.select(*KEPT, *tasks, *store.plan.context)
-    return pl.concat([kept, raw.drop(name for name in kept.columns if name in raw.columns)], how="horizontal")
-
-
-def _write_examples(
-    config: Config, workspace: Workspace, store: FeatureStore, days: Days, encoder: Encoder, spill: Path
-) -> int:
-    """Encode day by day to disk, then commit all days at once: a Delta write must not read a table meanwhile."""
-    spill.mkdir()
-    for day in days.all():
-        raw = labelled_day(config, store, day)
-        encoded = pl.concat([raw.select(*KEPT, *task_columns(config)), encode(raw, encoder)], how="horizontal")
-        write_parquet(encoded, spill / f"{day}.parquet")
-    frames = (pl.read_parquet(spill / f"{day}.parquet") for day in days.all())
-    note = {"data_set": config.name, "config_digest": config.digest()}
-    rows = tables.write_days(workspace.table("examples"), frames, days.all(), note=note)
-    shutil.rmtree(spill)
-    return rows
+def _write_examples(work: _Work, encoder: Encoder) -> int:
+    """Encode all days, then commit them at once; the test days' raw rows go into the run's folder."""
+    table = work.workspace.table("examples")
+    held = encoder if work.engine.in_process else encoder_file(work.folder / "encoder.json")
+    tasks = [
+        ExampleTask(
+            config=work.config,
+            interactions=work.store.interactions,
+            raw=work.store.table("raw"),
+            bucket=bucket,
+            encoder=held,
+            file=tables.new_file(table, day, number=bucket.number),
+            raw_file=work.spill / f"raw-{bucket.name}.parquet" if day in work.days.test else None,
+        )
+        for day in work.days.all()
+        for bucket in work.buckets[day]
+    ]
+    made = list(work.engine.map(encode_bucket, tasks, "encode"))
+    commit_buckets(table, made, {"data_set": work.config.name, "config_digest": work.config.digest()})
+    for day in work.days.test:
+        parts = [work.spill / f"raw-{bucket.name}.parquet" for bucket in work.buckets[day]]
+        join_parquet(parts, work.folder / f"raw-{day}.parquet")
+    return sum(part.rows for part in made)
 
 
 def table_versions(folder: Path) -> dict[str, int]:

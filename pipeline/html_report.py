@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.gate_page import promotion_section
 from pipeline.metrics import METRICS, paired_difference
 from pipeline.page import Block, Missing, Section, Table, Text, write_page
 from pipeline.report import HEADLINE, SPACES, interval
@@ -84,6 +85,7 @@ def write_comparison(folder: Path, other: Path, output: Path) -> None:
 
 def _sections(runs: Runs) -> list[Section]:
     makers = (
+        promotion_section,
         baselines_section,
         calibration_section,
         curves_section,

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import polars as pl
 
+from features.schema import TIMESTAMP
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.day_files import Work, scan_day
 from pipeline.draft import Draft, draft_of, table_schemas
+from pipeline.engine import open_engine
 from pipeline.gates import HISTORY_DAYS, check_days, check_freshness, day_counts
 from pipeline.intake import Intake, quarantine_reasons, quarantine_table
 from pipeline.sections import SideTable, Stream
@@ -74,13 +77,13 @@ def ingest(
     digests |= {f"side:{name}": side_digest(found, table) for name, (table, found) in sides.items()}
     job = _Job(config, workspace, source, survey(workspace, digests), bases)
     stale = [name for name in sides if f"side:{name}" in job.survey.fresh() or not tables.exists(job.table(name))]
-    with _spill(workspace) as spill:
-        draft = _draft(job, files, spill, (now or dt.datetime.now(dt.UTC)) + CLOCK_TOLERANCE)
+    with _work(config, workspace) as work:
+        draft = _draft(job, files, work, (now or dt.datetime.now(dt.UTC)) + CLOCK_TOLERANCE)
         check_gates(config, workspace, draft.interactions, date)
         frames = {name: read_side(config, source, name) for name in stale}
         if job.survey.fresh() or frames:
             with uninterrupted():
-                _commit(job, draft, frames)
+                _commit(job, draft, frames, work)
     return _outcome(job, draft, len(files))
 
 
@@ -113,6 +116,16 @@ def side_files(config: Config, source: str | Path) -> dict[str, tuple[SideTable,
 
 
 @contextmanager
+def _work(config: Config, workspace: Workspace) -> Iterator[Work]:
+    with _spill(workspace) as spill, open_engine(config) as engine:
+        work = Work(engine, spill, workspace.root / "tables")
+        try:
+            yield work
+        finally:
+            work.clear()
+
+
+@contextmanager
 def _spill(workspace: Workspace) -> Iterator[Path]:
     """Give this process a folder of its own, since another may write at once; those of killed ones go."""
     spill = workspace.table(f".spill-{os.getpid()}")
@@ -134,13 +147,13 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _draft(job: _Job, files: list[tuple[Stream | None, SourceFile]], spill: Path, latest: dt.datetime) -> Draft:
+def _draft(job: _Job, files: list[tuple[Stream | None, SourceFile]], work: Work, latest: dt.datetime) -> Draft:
     fresh = {name for name in job.survey.fresh() if name.startswith("file:")}
     if not fresh:
-        return Draft(Intake(spill))
+        return Draft(Intake(work.folder))
     # A day of a labelled log may lie in several files and is replaced as a whole, so that all of them are read.
     read = [(stream, file) for stream, file in files if stream is None or f"file:{file.name}" in fresh]
-    return draft_of(job.config, job.workspace, read, spill, latest)
+    return draft_of(job.config, job.workspace, read, work, latest)
 
 
 def check_gates(config: Config, workspace: Workspace, changed: dict[dt.date, Path], date: dt.date | None) -> None:
@@ -163,14 +176,15 @@ def check_gates(config: Config, workspace: Workspace, changed: dict[dt.date, Pat
 def _to_be(table: Path, changed: dict[dt.date, Path], first: dt.date) -> pl.LazyFrame:
     """Return the interactions from a day on as they are after the commit."""
     columns = ["date", "received_time", "click_known_at", "conversion_known_at"]
-    parts = [pl.scan_parquet(path).select(columns) for day, path in changed.items() if day >= first]
+    schema = pl.Schema({name: pl.Date() if name == "date" else TIMESTAMP for name in columns})
+    parts = [scan_day([path], day, schema) for day, path in changed.items() if day >= first]
     if tables.exists(table):
         stored = tables.scan(table).filter(pl.col("date") >= first, ~pl.col("date").is_in(list(changed)))
         parts.append(stored.select(columns))
     return pl.concat(parts)
 
 
-def _commit(job: _Job, draft: Draft, sides: dict[str, pl.DataFrame]) -> None:
+def _commit(job: _Job, draft: Draft, sides: dict[str, pl.DataFrame], work: Work) -> None:
     """Write the tables; interactions come last, since they record that the files need not be read again."""
     fresh = job.survey.fresh()
     files = json.dumps({name: job.survey.digests[name] for name in sorted(fresh)})
@@ -182,20 +196,14 @@ def _commit(job: _Job, draft: Draft, sides: dict[str, pl.DataFrame]) -> None:
     schemas = table_schemas(job.config)
     for name, days in (("events", draft.events), ("unattributed", draft.unattributed)):
         if days:
-            frames = _frames(days, schemas[name])
-            tables.write_days(job.table(name), frames, list(days), note=note, since=job.bases[name])
+            work.commits(days.values())
+            tables.commit_files(job.table(name), days, schemas[name], note=note, since=job.bases[name])
     for name, frame in sides.items():
         tables.write_all(job.table(name), frame, note, job.bases[name])
     records = {name: job.survey.records[name] for name in fresh}
     since = tables.Basis(job.bases["interactions"].version, records)
-    frames = _frames(draft.interactions, schemas["interactions"])
-    tables.write_days(job.table("interactions"), frames, list(draft.interactions), note=note, since=since)
-
-
-def _frames(days: dict[dt.date, Path], schema: pl.Schema) -> Iterator[pl.DataFrame]:
-    yield schema.to_frame()
-    for path in days.values():
-        yield pl.read_parquet(path, columns=schema.names())
+    work.commits(draft.interactions.values())
+    tables.commit_files(job.table("interactions"), draft.interactions, schemas["interactions"], note=note, since=since)
 
 
 def _outcome(job: _Job, draft: Draft, files: int) -> Outcome:

@@ -1,8 +1,9 @@
 """What a source holds, by business day on disk, and the rows that break the contract, counted with their reasons."""
 
 import datetime as dt
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +11,20 @@ import polars as pl
 
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.engine import Engine
+from pipeline.readers import read_chunks
+from pipeline.source_files import SourceFile
 from pipeline.stage import LOG
 from pipeline.workspace import Workspace
 
 QUARANTINE_SCHEMA = {"reason": pl.String, "file": pl.String, "row": pl.Int64, "record": pl.String}
 # Rows that wait in memory, so that a day gets few large files however small a source's blocks are.
 BUFFERED_ROWS = 400_000
+TASK_BYTES = 16 * 2**20
+"""Files are read together up to this size, so that many small ones leave few parts, and large ones run apart."""
 Parse = Callable[[pl.DataFrame], tuple[pl.DataFrame, pl.DataFrame]]
+Reading = tuple[SourceFile, dict[str, list[str]], Parse]
+"""A file, the columns that are wanted of it, and what types and checks them."""
 
 
 @dataclass
@@ -24,6 +32,7 @@ class Intake:
     """What was read so far: good rows by day on disk or waiting for it, rejected rows in memory."""
 
     spill: Path
+    task: int = 0
     rows: int = 0
     duplicates: int = 0
     files: set[str] = field(default_factory=set)
@@ -37,12 +46,63 @@ class Intake:
             named = rows if reason is None else rows.with_columns(pl.lit(reason).alias("reason"))
             self.rejected.append(_quarantined(named))
 
+    def add(self, found: "Intake") -> None:
+        """Take in what a task read after this."""
+        self.rows += found.rows
+        self.files |= found.files
+        self.rejected += found.rejected
+        for day, parts in found.parts.items():
+            self.parts.setdefault(day, []).extend(parts)
+
     def quarantined(self) -> int:
         """Return the number of rejected rows."""
         return sum(frame.height for frame in self.rejected)
 
 
-def take(chunk: pl.DataFrame, parse: Parse, intake: Intake) -> None:
+@dataclass(frozen=True)
+class _Task:
+    """Files that one worker reads, in order."""
+
+    number: int
+    files: list[Reading]
+    spill: Path
+
+
+def read_all(engine: Engine, files: list[Reading], spill: Path) -> Intake:
+    """Read, type and check files into parts of days in a folder.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    intake = Intake(spill)
+    tasks = [_Task(number, group, spill) for number, group in enumerate(_groups(files))]
+    for found in engine.map(_read, tasks, "ingest: read"):
+        intake.add(found)
+    return intake
+
+
+def _groups(files: list[Reading]) -> Iterator[list[Reading]]:
+    group: list[Reading] = []
+    for reading in files:
+        if group and sum(file.size_bytes for file, _, _ in group) + reading[0].size_bytes > TASK_BYTES:
+            yield group
+            group = []
+        group.append(reading)
+    if group:
+        yield group
+
+
+def _read(task: _Task) -> Intake:
+    intake = Intake(task.spill, task.number)
+    for file, columns, parse in task.files:
+        intake.files.add(file.name)
+        for chunk in read_chunks(file, columns):
+            _take(chunk, parse, intake)
+    _spill_waiting(intake)
+    return intake
+
+
+def _take(chunk: pl.DataFrame, parse: Parse, intake: Intake) -> None:
     """Sort a chunk's rows into broken, rejected and good ones."""
     intake.rows += chunk.height
     is_broken = chunk["broken"].is_not_null()
@@ -53,25 +113,27 @@ def take(chunk: pl.DataFrame, parse: Parse, intake: Intake) -> None:
     intake.reject(rejected)
     intake.waiting.append(good)
     if sum(frame.height for frame in intake.waiting) >= BUFFERED_ROWS:
-        spill_waiting(intake)
+        _spill_waiting(intake)
 
 
-def spill_waiting(intake: Intake) -> None:
+def _spill_waiting(intake: Intake) -> None:
     """Write the waiting rows to a file for each of their days."""
     if not intake.waiting:
         return
     waiting = pl.concat(intake.waiting)
     intake.waiting.clear()
-    for (date,), rows in waiting.partition_by("date", as_dict=True, maintain_order=True).items():
+    for date in waiting["date"].unique(maintain_order=True):
         parts = intake.parts.setdefault(date, [])
-        path = intake.spill / f"{date}-{len(parts)}.parquet"
-        write_spill(rows, path)
-        parts.append(path)
+        part = intake.spill / f"{date}-{intake.task}-{len(parts)}.arrow"
+        write_spill(waiting.filter(pl.col("date") == date), part)
+        parts.append(part)
 
 
-def write_spill(rows: pl.DataFrame, path: Path) -> None:
-    """Write rows that are read again soon, fast rather than small."""
-    rows.write_parquet(path, compression="uncompressed", statistics=False)
+def write_spill(rows: pl.DataFrame, file: Path) -> None:
+    """Write rows that are read again soon, fast rather than small, as a whole or not at all."""
+    draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.draft")
+    rows.write_ipc(draft)
+    draft.replace(file)
 
 
 def _quarantined(rejected: pl.DataFrame) -> pl.DataFrame:
@@ -107,7 +169,7 @@ def check_quarantine(config: Config, intake: Intake, found: str) -> None:
     rows = intake.rows + replaced
     message = f"{rejected} of {rows} rows are quarantined ({reasons}), {where}"
     ceiling = config.source.max_quarantine_share
-    if not intake.parts and not intake.waiting:
+    if not intake.parts:
         raise ValueError(f"{message}: no row is left; correct the source or the column mapping")
     if rejected > ceiling * rows:
         raise ValueError(

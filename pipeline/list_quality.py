@@ -53,7 +53,7 @@ def evaluate_day_lists(
         ranked = rank_lists(config, bundle, day, found)
         write_parquet(lists_frame(ranked, day, bundle.version), kept / "lists.parquet")
     popular = popular_candidates(day, config.ranking.list_length)
-    relevant = _relevant(workspace, day)
+    relevant = relevant_on(workspace, day)
     shown, held = lorenz(ranked.items, catalogue_size=day.items.height)
     lists: dict[str, Any] = {
         "scored_for": str(date),
@@ -98,7 +98,7 @@ class Relevant:
     users_without_a_list: int
 
 
-def _relevant(workspace: Workspace, day: Day) -> Relevant:
+def relevant_on(workspace: Workspace, day: Day) -> Relevant:
     """Return the day's clicks and conversions; items that no list can hold have numbers too and count as missed."""
     rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
     joined = rows.join(numbered(day.users, "user"), on="user_id").join(

@@ -1,19 +1,19 @@
 """Rank: score every user's candidates with the joint model and write the lists."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.pair_scorer import PairScorer
 from pipeline.retrieve import NONE, Candidates
-from pipeline.scoring import Bundle, Day, score_pairs
+from pipeline.scoring import Bundle, Day
 from pipeline.stage import progress
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+USERS = 512
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,46 @@ class Lists:
 
 def rank_lists(config: Config, bundle: Bundle, day: Day, candidates: Candidates) -> Lists:
     """Order every user's candidates by the configured score, ties by item id, and cut to the list length."""
-    users_UK = np.broadcast_to(np.arange(day.users.height)[:, None], candidates.items.shape)
+    weights_of(config, bundle.ranker.spec.outputs(), bundle.version)
+    scorer = PairScorer(config, bundle, day)
+    ranges = progress(user_ranges(day.users.height), "rank")
+    return joined([rank_users(config, scorer, users, _of_users(candidates, users)) for users in ranges])
+
+
+def user_ranges(count: int) -> list[NDArray[np.int64]]:
+    """Return the row numbers of users in the ranges that are ranked together.
+
+    Rounding depends on what is scored together: other ranges may move an output by 1e-7, the same ones give equal
+    bytes wherever they are ranked.
+    """
+    return [np.arange(start, min(start + USERS, count)) for start in range(0, count, USERS)]
+
+
+def joined(parts: Sequence[Lists]) -> Lists:
+    """Return the lists of all users of some parts, in their order."""
+    return Lists(
+        np.concatenate([part.items for part in parts]),
+        np.concatenate([part.outputs for part in parts]),
+        parts[0].names,
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.from_towers for part in parts]),
+    )
+
+
+def rank_users(config: Config, scorer: PairScorer, users: NDArray[np.int64], candidates: Candidates) -> Lists:
+    """Order the candidates of some users as `rank_lists` does, whatever other users there are.
+
+    Args:
+        config: names the score and the list length.
+        scorer: the model and the day.
+        users: (U,) row numbers in the day's users.
+        candidates: of these users, in their order.
+    """
+    users_UK = np.broadcast_to(users[:, None], candidates.items.shape)
     present = candidates.items != NONE
-    users, items = users_UK[present], candidates.items[present]
-    names = bundle.ranker.spec.outputs()
-    weights_O = weights_of(config, names, bundle.version)
-    predicted = np.zeros((len(users), len(names)), dtype=np.float32)
-    scored: Iterator[tuple[slice, NDArray[np.float32]]] = score_pairs(config, bundle, day, users, items)
-    for rows, outputs in progress(scored, "rank"):
-        predicted[rows] = outputs
+    names = scorer.split.spec.outputs()
+    weights_O = weights_of(config, names, scorer.bundle.version)
+    predicted = scorer.score(users_UK[present], candidates.items[present])
     outputs_UKO = np.zeros((*candidates.items.shape, len(names)), dtype=np.float32)
     outputs_UKO[present] = predicted
     scores = np.full(candidates.items.shape, -np.inf)
@@ -51,6 +82,10 @@ def rank_lists(config: Config, bundle: Bundle, day: Day, candidates: Candidates)
         np.take_along_axis(scores, order, axis=1),
         np.take_along_axis(candidates.from_towers, order, axis=1),
     )
+
+
+def _of_users(candidates: Candidates, users: NDArray[np.int64]) -> Candidates:
+    return Candidates(candidates.items[users], candidates.from_towers[users])
 
 
 def weights_of(config: Config, names: list[str], version: str) -> NDArray[np.float64]:

@@ -80,6 +80,19 @@ def evaluate_lists(
     }
 
 
+def recall_of_users(
+    *, lists_UK: NDArray[np.int64], relevant_users: NDArray[Any], relevant_items: NDArray[Any], k: int
+) -> tuple[Integers, Floats]:
+    """Return the users with a relevant item, as row numbers (E,), and the recall at k of each, (E,).
+
+    Arguments and errors as in `evaluate_lists`, whose recall is the mean of these.
+    """
+    _check(lists_UK, relevant_users, relevant_items, [k])
+    users_P, items_P = _distinct(relevant_users, relevant_items)
+    rows_E, evaluated_P = np.unique(users_P, return_inverse=True)
+    return rows_E, _recall(evaluated_P, _slots(lists_UK[:, :k], users_P, items_P), k)
+
+
 def recall_by_group(  # noqa: PLR0913  # those of `evaluate_lists`, and the groups
     *,
     lists_UK: NDArray[np.int64],

@@ -14,6 +14,15 @@ from pipeline.source_files import SourceFile, missing_column
 from pipeline.text_lines import BROKEN, LineTooLongError
 
 CHUNK_ROWS = 262_144
+# polars panics on some damaged pages of Parquet.
+UNREADABLE = (
+    EOFError,
+    LineTooLongError,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    pa.ArrowException,
+    UnicodeError,
+)
 
 
 def read_chunks(file: SourceFile, columns: dict[str, list[str]]) -> Iterator[pl.DataFrame]:
@@ -39,7 +48,7 @@ def read_chunks(file: SourceFile, columns: dict[str, list[str]]) -> Iterator[pl.
             row += chunk.height
         if row == 0:
             yield _numbered(file, pl.DataFrame(schema=dict.fromkeys((*columns, BROKEN), pl.String)), columns, row)
-    except (EOFError, LineTooLongError, pl.exceptions.PolarsError, pa.ArrowException, UnicodeError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         local = isinstance(file.filesystem, pafs.LocalFileSystem)
         fix = "restore the file or remove it" if local else "restore the file, or the connection to its store"
@@ -78,10 +87,37 @@ def _parquet(file: SourceFile, columns: list[str]) -> Iterator[pl.DataFrame]:
                     f"{file.name}: column {name!r} holds {schema.field(name).type}, expected text, numbers or times: "
                     "write one value a row, or correct the column mapping"
                 )
-        for batch in table.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
-            rows = pl.from_arrow(batch)
-            assert isinstance(rows, pl.DataFrame)
+        for rows in _batches(file, table, columns):
             yield rows.with_columns(pl.lit(None, pl.String).alias(BROKEN))
+
+
+def _batches(file: SourceFile, table: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield rows in chunks: by polars where it gives the types that arrow gives, which takes a third of the time."""
+    groups = [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
+    if isinstance(file.filesystem, pafs.LocalFileSystem) and max(groups, default=0) <= CHUNK_ROWS:
+        rows = pl.scan_parquet(file.path, glob=False, hive_partitioning=False).select(columns)
+        expected = pl.from_arrow(table.schema_arrow.empty_table().select(columns))
+        assert isinstance(expected, pl.DataFrame)
+        if rows.collect_schema() == expected.schema:
+            for start, height in _together(groups):
+                yield rows.slice(start, height).collect()
+            return
+    for batch in table.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
+        found = pl.from_arrow(batch)
+        assert isinstance(found, pl.DataFrame)
+        yield found
+
+
+def _together(groups: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the rows of successive row groups that make a chunk."""
+    start = height = 0
+    for rows in groups:
+        if height and height + rows > CHUNK_ROWS:
+            yield start, height
+            start, height = start + height, 0
+        height += rows
+    if height:
+        yield start, height
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """What scoring a day needs: a model with its encoder, all users and the available items as of that day."""
 
 import datetime as dt
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
-from features.asof import KNOWN_FROM, FeatureState, item_features, pair_features, side_as_of, user_features
+from features.asof import KNOWN_FROM, FeatureState, item_features, side_as_of, user_features
 from features.encoding import Encoder, encode, load_encoder
 from features.plan import FeaturePlan
 from models.calibration import CALIBRATION_FILE, Calibration, load_calibration
@@ -19,12 +17,10 @@ from models.ranker import Ranker, load_ranker, predict
 from models.retriever import Retriever, load_retriever
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.dataset import lists, tensors
 from pipeline.feature_plan import plan_of, side_frame
 from pipeline.states import load_state
 from pipeline.workspace import Workspace, read_json
 
-PAIRS = 65_536
 PREDICT_PAIRS = 1_024  # larger batches leave the cache: 2.2 times slower with task embeddings; 5 % faster without
 CALIBRATED_SINCE = "conversion_loss"
 """Key of training.json that came with calibration: a model that has it has one, an earlier model serves its own."""
@@ -192,82 +188,3 @@ def popularity(history: pl.LazyFrame, items: pl.DataFrame, day: dt.date, start: 
     counted = numbered(items, "item").join(clicks, on="item_id", how="left").with_columns(pl.col("clicks").fill_null(0))
     ordered: NDArray[np.int64] = counted.sort(["clicks", "item_id"], descending=[True, False])["item_number"].to_numpy()
     return ordered
-
-
-def score_pairs(
-    config: Config, bundle: Bundle, day: Day, users: NDArray[np.int64], items: NDArray[np.int64]
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Score (user number, item number) pairs with the context at its reference values.
-
-    Args:
-        config: names the context's reference values.
-        bundle: the model.
-        day: users and items.
-        users: (N,) row numbers in day.users.
-        items: (N,) row numbers in day.items.
-
-    Yields:
-        Slices of the pairs and their p_click, p_conversion, p_click_and_conversion (n, 3).
-    """
-    plan = plan_of(config)
-    references = config.context.references()
-    blocks = _PairColumns(day, bundle, encode(pl.DataFrame({k: [v] for k, v in references.items()}), bundle.encoder))
-    keys = (sorted(plan.key_columns("user")), sorted(plan.key_columns("item")))
-    user_keys, item_keys = day.users.select("user_id", *keys[0]), day.items.select("item_id", *keys[1])
-    for start in range(0, len(users), PAIRS):
-        rows = slice(start, start + PAIRS)
-        pairs = pl.concat([user_keys[users[rows]], item_keys[items[rows]]], how="horizontal")
-        pairs = pairs.with_columns(pl.lit(value).alias(name) for name, value in references.items())
-        codes = encode(pair_features(day.state, pairs, plan).select(plan.pair_columns()), bundle.encoder)
-        features = blocks.features(users[rows], items[rows], codes)
-        yield rows, bundle.predict(features, PREDICT_PAIRS)
-
-
-class _PairColumns:
-    """Encoded columns of users, items and context as matrices, gathered into the ranker's order pair by pair."""
-
-    def __init__(self, day: Day, bundle: Bundle, context: pl.DataFrame) -> None:
-        spec = bundle.ranker.spec
-        self.spec = spec
-        self.sides = {
-            "user": _matrices(day.user_codes, spec.single, spec.numeric),
-            "item": _matrices(day.item_codes, spec.single, spec.numeric),
-        }
-        self.context = {name: int(context[f"{name}_code"][0]) for name in spec.context}
-        self.pooled = {
-            name: (side, lists(codes[f"{name}_code"]))
-            for name in spec.pooled
-            for side, codes in (("user", day.user_codes), ("item", day.item_codes))
-            if f"{name}_code" in codes.columns
-        }
-
-    def features(self, users: NDArray[np.int64], items: NDArray[np.int64], pairs: pl.DataFrame) -> Features:
-        """Return the features of pairs in the ranker's column order."""
-        spec, count = self.spec, len(users)
-        ids = np.empty((count, len(spec.single)), dtype=np.int64)
-        positions = np.empty((count, len(spec.numeric)), dtype=np.float32)
-        for rows, side in ((users, "user"), (items, "item")):
-            (single, codes), (numeric, numbers) = self.sides[side]
-            ids[:, single] = codes[rows]
-            positions[:, numeric] = numbers[rows]
-        for name, code in self.context.items():
-            ids[:, spec.single.index(name)] = code
-        for column in pairs.columns:
-            positions[:, spec.numeric.index(column.removesuffix("_position"))] = pairs[column].to_numpy()
-        numbers_of = {"user": users, "item": items}
-        pooled = {name: torch.from_numpy(ids_NL[numbers_of[side]]) for name, (side, ids_NL) in self.pooled.items()}
-        return Features(torch.from_numpy(ids), torch.from_numpy(positions), pooled)
-
-
-Matrix = tuple[list[int], NDArray[np.generic]]
-
-
-def _matrices(codes: pl.DataFrame, single: list[str], numeric: list[str]) -> tuple[Matrix, Matrix]:
-    """Return the places and values of the single-valued and of the numeric columns that a side holds."""
-    names = [name for name in single if f"{name}_code" in codes.columns]
-    numbers = [name for name in numeric if f"{name}_position" in codes.columns]
-    features = tensors(codes, single=names, numeric=numbers, pooled=[])
-    return (
-        ([single.index(name) for name in names], features.ids_BF.numpy()),
-        ([numeric.index(name) for name in numbers], features.positions_BF.numpy()),
-    )

@@ -1,10 +1,10 @@
 """The tables of a configuration file: what each key means, its default and its bounds."""
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -320,3 +320,21 @@ class Split(Section):
     train: Range | None = None
     validation: Range | None = None
     test: Range | None = None
+
+
+class Engine(Section):
+    """Where the work of ingest, featurize, retrieve and rank runs; it changes no result, and no run's name."""
+
+    kind: Literal["local", "dask"] = Field(default="local", description="processes of this machine, or a Dask cluster")
+    workers: Positive = Field(
+        default=1, description="processes on this machine, one thread each; with local, 1 is this process"
+    )
+    address: str | None = Field(
+        default=None, description="of a Dask scheduler, such as 'tcp://host:8786'; its cluster has its own workers"
+    )
+
+    @model_validator(mode="after")
+    def _address_of_dask(self) -> Self:
+        if self.address is not None and self.kind != "dask":
+            raise ValueError(f"engine.address = {self.address!r} needs engine.kind = 'dask': set it, or leave it out")
+        return self

@@ -3,7 +3,7 @@
 Every test impression falls in exactly one value of each kind of segment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def segments(config: Config, workspace: Workspace, folder: Path, scored: Scored)
         Rows of segment, value, rows, users, positives by task and, by task, METRICS as intervals; these are None, with
         a `reason`, where there are too few positives or negatives.
     """
-    values = with_others(pl.concat(_day_values(config, workspace, folder, scored)))
+    values = impression_segments(config, workspace, folder, scored.frames)
     return [
         _measured(config, scored, (kind, value), (values[kind] == value).to_numpy())
         for kind in values.columns
@@ -44,11 +44,20 @@ def segments(config: Config, workspace: Workspace, folder: Path, scored: Scored)
     ]
 
 
-def _day_values(config: Config, workspace: Workspace, folder: Path, scored: Scored) -> Iterator[pl.DataFrame]:
+def impression_segments(
+    config: Config, workspace: Workspace, folder: Path, frames: Iterable[pl.DataFrame]
+) -> pl.DataFrame:
+    """Return the value of every kind of segment of each test impression, the frames of the test days in order."""
+    return with_others(pl.concat(_day_values(config, workspace, folder, frames)))
+
+
+def _day_values(
+    config: Config, workspace: Workspace, folder: Path, frames: Iterable[pl.DataFrame]
+) -> Iterator[pl.DataFrame]:
     """Yield the segments of each test day's impressions, in order; each day has its own deciles."""
     version = table_versions(folder)["interactions"]
     context = list(config.context.references())
-    for frame in scored.frames:
+    for frame in frames:
         day = frame["date"][0]
         raw = pl.read_parquet(folder / "features" / f"raw-{day}.parquet", columns=["impression_id", *context])
         rows = frame.select("impression_id", "user_id", "item_id").join(

@@ -1,53 +1,75 @@
 """The two stages that make tomorrow's lists with the champion: retrieve candidates, rank them."""
 
-import tempfile
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from pipeline import tables, tracking
 from pipeline.config import Config
+from pipeline.engine import Engine, open_engine
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder
-from pipeline.rank import lists_frame, rank_lists
-from pipeline.retrieve import Candidates, candidates_for, make_index
-from pipeline.scoring import Bundle, check_features, load_bundle, load_day
+from pipeline.rank import weights_of
+from pipeline.retrieve import make_index
+from pipeline.scoring import check_features, load_bundle, load_day
 from pipeline.split import Days
 from pipeline.stage import Outcome
-from pipeline.workspace import Workspace, read_json, replaced_folder, write_json, write_parquet
+from pipeline.user_ranges import Loaded, Serving, forget, rank_range, retrieve_range, user_ranges
+from pipeline.workspace import Workspace, join_parquet, read_json, replaced_folder, write_json
 
 
-def champion_bundle(config: Config, workspace: Workspace) -> Bundle:
-    """Load the champion from the registry.
+@contextmanager
+def _champion(config: Config, workspace: Workspace, days: Days, engine: Engine, index: Path) -> Iterator[Serving]:
+    """Give the champion and the serving day; workers find the champion's files in the workspace meanwhile.
 
     Raises:
-        ValueError: there is none, or this configuration does not make its features.
+        ValueError: there is no champion, or this configuration does not make its features.
     """
-    client = tracking.connect(config, workspace)
-    with tempfile.TemporaryDirectory() as scratch:
-        found = tracking.champion(config, client, Path(scratch))
+    features, scratch = run_folder(config, workspace, days) / "features", workspace.root / ".champion"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        found = tracking.champion(config, tracking.connect(config, workspace), scratch)
         if found is None:
             raise ValueError(f"no version of {config.tracking.model!r} is champion: run `counterpoise register` first")
         bundle = load_bundle(found.folder, found.version)
-    check_features(bundle, plan_of(config))
-    return bundle
+        check_features(bundle, plan_of(config))
+        weights_of(config, bundle.ranker.spec.outputs(), bundle.version)
+        held = None
+        if engine.in_process:
+            held = Loaded(bundle, load_day(config, workspace, features, days.scored_for, bundle.encoder))
+        token = str(uuid.uuid4())
+        yield Serving(token, config, workspace, features, found.folder, found.version, days.scored_for, index, held)
+    finally:
+        forget()
+        shutil.rmtree(scratch)
+
+
+def champion_version(config: Config, workspace: Workspace) -> str | None:
+    """Return the version that is champion, None where there is none."""
+    return tracking.champion_version(config, tracking.connect(config, workspace))
 
 
 def retrieve(config: Config, workspace: Workspace, days: Days) -> Outcome:
     """Build the champion's index for the serving day and write runs/<id>/index with every user's candidates."""
-    bundle = champion_bundle(config, workspace)
     folder = run_folder(config, workspace, days)
-    day = load_day(config, workspace, folder / "features", days.scored_for, bundle.encoder)
-    with replaced_folder(folder / "index") as index:
+    with (
+        open_engine(config) as engine,
+        replaced_folder(folder / "index") as index,
+        _champion(config, workspace, days, engine, index) as serving,
+    ):
+        bundle, day = serving.loaded().bundle, serving.loaded().day
         spec = make_index(config, bundle, day, index)
-        found = candidates_for(config, bundle, day, index)
-        frame = pl.DataFrame({"items": found.items, "from_towers": found.from_towers})
-        write_parquet(frame, index / "candidates.parquet")
+        ranges = user_ranges(serving, day.users.height, index / "spill")
+        found = sum(engine.map(retrieve_range, ranges, "retrieve"))
+        join_parquet([part.file for part in ranges], index / "candidates.parquet")
+        (index / "spill").rmdir()
         write_json(index / "model.json", {"version": bundle.version, "scored_for": str(days.scored_for)})
-    return Outcome(
-        day.users.height, int((found.items >= 0).sum()), {"index": spec.kind, "recall": round(spec.recall, 4)}
-    )
+    return Outcome(day.users.height, found, {"index": spec.kind, "recall": round(spec.recall, 4)})
 
 
 def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:
@@ -56,17 +78,18 @@ def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:
     Raises:
         ValueError: the champion changed since its candidates were retrieved.
     """
-    bundle = champion_bundle(config, workspace)
-    folder = run_folder(config, workspace, days)
-    made = read_json(folder / "index" / "model.json", "retrieve")
-    if made != {"version": bundle.version, "scored_for": str(days.scored_for)}:
-        raise ValueError(
-            f"{folder / 'index'} is of {made}, the champion is {bundle.version}: run `counterpoise retrieve` again"
-        )
-    day = load_day(config, workspace, folder / "features", days.scored_for, bundle.encoder)
-    kept = pl.read_parquet(folder / "index" / "candidates.parquet")
-    found = Candidates(np.array(kept["items"].to_numpy()), kept["from_towers"].to_numpy())
-    lists = lists_frame(rank_lists(config, bundle, day, found), day, bundle.version)
-    note = {"data_set": config.name, "config_digest": config.digest(), "model_version": bundle.version}
-    rows = tables.write_days(workspace.table("candidates"), [lists], [day.day], column="scored_for", note=note)
-    return Outcome(int((found.items >= 0).sum()), rows, {"users": day.users.height, "model_version": bundle.version})
+    index = run_folder(config, workspace, days) / "index"
+    with open_engine(config) as engine, _champion(config, workspace, days, engine, index) as serving:
+        made = read_json(index / "model.json", "retrieve")
+        if made != {"version": serving.version, "scored_for": str(days.scored_for)}:
+            raise ValueError(
+                f"{index} is of {made}, the champion is {serving.version}: run `counterpoise retrieve` again"
+            )
+        users = pl.scan_parquet(index / "candidates.parquet").select(pl.len()).collect().item()
+        ranges = user_ranges(serving, users, workspace.root / ".champion" / "lists")
+        found = sum(engine.map(rank_range, ranges, "rank"))
+        note = {"data_set": config.name, "config_digest": config.digest(), "model_version": serving.version}
+        frames = (pl.read_parquet(part.file) for part in ranges)
+        table = workspace.table("candidates")
+        rows = tables.write_days(table, frames, [days.scored_for], column="scored_for", note=note)
+    return Outcome(found, rows, {"users": users, "model_version": serving.version})

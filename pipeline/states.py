@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from features.asof import FeatureState
+from features.counters import total
+from features.plan import USER
 from pipeline.workspace import replaced_folder, write_parquet
 
 
@@ -31,8 +33,14 @@ def save_state(state: FeatureState, states: Path) -> None:
         _write(state, draft)
 
 
-def load_state(states: Path, day: dt.date) -> FeatureState:
-    """Read the state as of a day.
+def load_state(states: Path, day: dt.date, users: pl.Expr | None = None) -> FeatureState:
+    """Read the state as of a day, or of it what concerns some users.
+
+    Args:
+        states: folder of the states.
+        day: the day.
+        users: which rows with a user_id are read, so that memory holds their counters only; the prior rates are
+            those of all rows.
 
     Raises:
         ValueError: featurize has not written it.
@@ -40,14 +48,26 @@ def load_state(states: Path, day: dt.date) -> FeatureState:
     folder = state_folder(states, day)
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: run `counterpoise featurize` first with the same options")
-    counters = {
-        file.stem.removeprefix("counter-"): pl.read_parquet(file) for file in sorted(folder.glob("counter-*.parquet"))
-    }
-    parts = [
-        pl.read_parquet(file) if file.exists() else None
+    files = {file.stem.removeprefix("counter-"): file for file in sorted(folder.glob("counter-*.parquet"))}
+    counters = {name: _read(file, users) for name, file in files.items()}
+    sequences, entities = (
+        _read(file, users) if file.exists() else None
         for file in (folder / "sequences.parquet", folder / "entities.parquet")
-    ]
-    return FeatureState(day, counters, *parts)
+    )
+    totals = {} if users is None else {name: _totals(file) for name, file in files.items()}
+    return FeatureState(day, counters, sequences, entities, totals)
+
+
+def _read(file: Path, users: pl.Expr | None) -> pl.DataFrame:
+    if users is None or USER not in pl.read_parquet_schema(file):
+        return pl.read_parquet(file)
+    return pl.scan_parquet(file).filter(users).collect()
+
+
+def _totals(file: Path) -> dict[str, float]:
+    """Return the sum of each count over all rows of a counter, read column by column."""
+    names = [name for name in pl.read_parquet_schema(file) if "@" in name]
+    return {name: total(pl.read_parquet(file, columns=[name])[name]) for name in names}
 
 
 def nearest_state(states: Path, day: dt.date) -> FeatureState | None:

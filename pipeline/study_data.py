@@ -16,7 +16,8 @@ from pipeline.dataset import Examples, ranker_spec, read_examples
 from pipeline.evaluate import Impressions, impressions_of
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, run_folder, table_versions
-from pipeline.maturity import check_classes, maturity_of
+from pipeline.label_sums import check_classes, total
+from pipeline.maturity import maturity_of
 from pipeline.split import Days
 from pipeline.workspace import Workspace
 
@@ -88,7 +89,7 @@ def load_study(config: Config, workspace: Workspace, on: Part = "validation", ru
     fitted = tables.scan(table, version).filter(pl.col("date").is_in([*days.train, *days.validation]))
     maturity = maturity_of(config, fitted, plan.start_of(days.test[0]))
     training = [read_examples(table, version, day, spec, maturity) for day in days.train]
-    check_classes([day.supervision for day in training], maturity, days)
+    check_classes(total(day.label_sums() for day in training), maturity, days)
     return Study(
         config=config,
         plan=plan,

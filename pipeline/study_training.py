@@ -22,7 +22,14 @@ from pipeline.workspace import read_json, replaced_folder, write_json, write_par
 
 OUTPUTS = ("p_click", "p_conversion", "p_click_and_conversion")
 SOURCE_FOLDER = Path(__file__).parent.parent
-CODE = ("models/*.py", "pipeline/fit.py", "pipeline/baselines.py")
+CODE = (
+    "models/*.py",
+    "pipeline/fit.py",
+    "pipeline/objective.py",
+    "pipeline/rounds.py",
+    "pipeline/label_sums.py",
+    "pipeline/baselines.py",
+)
 """What decides, beside its inputs, how a model is trained; `train` takes what else does."""
 
 Predictor = Callable[[Features], NDArray[Any]]

@@ -12,17 +12,21 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from pipeline.workspace import write_parquet
+from pipeline.workspace import write_parquet_whole
 
 ROW_GROUP_ROWS = 131_072
+Files = Mapping[dt.date, Path | list[Path]]
 # Delta would drop what the log says of versions older than 30 days, and registered models name such versions.
 KEEP_LOG = PostCommitHookProperties(cleanup_expired_logs=False)
 # What Delta itself says of a commit; the rest of a commit's metadata is the note that a write gave.
@@ -83,6 +87,16 @@ def metadata(path: Path) -> dict[str, str]:
     return {key: value for key, value in latest.items() if isinstance(value, str)}
 
 
+def notes(path: Path, until: int) -> list[dict[str, str]]:
+    """Return what each commit up to a version says of itself, the earliest first."""
+    history = sorted(DeltaTable(path).history(), key=lambda entry: int(entry["version"]))
+    return [
+        {key: value for key, value in entry.items() if isinstance(value, str)}
+        for entry in history
+        if entry["version"] <= until
+    ]
+
+
 def scan(path: Path, version_number: int | None = None) -> pl.LazyFrame:
     """Scan a table lazily, at a version or at its latest.
 
@@ -101,15 +115,30 @@ def days(path: Path, column: str = "date") -> list[dt.date]:
     return sorted(dt.date.fromisoformat(part[column]) for part in DeltaTable(path).partitions())
 
 
-def fingerprints(path: Path, column: str = "date") -> dict[dt.date, str]:
-    """Return a digest of each day's data files, which changes exactly when a write replaces that day."""
+def day_files(path: Path, version_number: int | None = None, column: str = "date") -> dict[dt.date, list[Path]]:
+    """Return the Parquet files of each day at a version or at the latest, by name; they lack the day's column."""
     if not exists(path):
         return {}
-    actions = pa.table(DeltaTable(path).get_add_actions(flatten=True))
-    files: dict[dt.date, list[str]] = {}
-    for day, name in zip(actions[f"partition.{column}"].to_pylist(), actions["path"].to_pylist(), strict=True):
-        files.setdefault(day, []).append(name)
-    return {day: hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest() for day, names in sorted(files.items())}
+    actions = pa.table(DeltaTable(path, version=version_number).get_add_actions(flatten=True))
+    files: dict[dt.date, list[Path]] = {}
+    for day, name in sorted(zip(actions[f"partition.{column}"].to_pylist(), actions["path"].to_pylist(), strict=True)):
+        files.setdefault(day, []).append(path / name)
+    return files
+
+
+def fingerprints(path: Path, column: str = "date") -> dict[dt.date, str]:
+    """Return a digest of each day's data files, which changes exactly when a write replaces that day."""
+    names = {
+        day: "\n".join(file.relative_to(path).as_posix() for file in files)
+        for day, files in day_files(path, column=column).items()
+    }
+    return {day: hashlib.sha256(text.encode()).hexdigest() for day, text in names.items()}
+
+
+def row_groups(path: Path, version_number: int, day: dt.date, column: str = "date") -> list[tuple[Path, list[int]]]:
+    """Return the Parquet files of a day at a version, by name, each with the rows of its row groups in order."""
+    files = [(file, pq.read_metadata(file)) for file in day_files(path, version_number, column).get(day, [])]
+    return [(file, [found.row_group(group).num_rows for group in range(found.num_row_groups)]) for file, found in files]
 
 
 def write_days(
@@ -129,79 +158,107 @@ def write_days(
     Raises:
         ValueError: other days stay and have other columns, or another run wrote since the basis.
     """
-    whole = set(days(path, column)) <= set(dates)
     iterator = iter(frames)
     first = next(iterator)
-    if not whole and (kept := set(scan(path).collect_schema().names())) != set(first.columns):
-        different = sorted(kept ^ set(first.columns))
-        raise ValueError(f"table {path} keeps other days with other columns ({different}): use a new --workspace")
-    added: list[AddAction] = []
+    _check_columns(path, column, dates, set(first.columns))
+    files: list[tuple[dt.date, Path]] = []
     rows = 0
-    for frame in _chain(first, iterator):
+    for frame in chain([first], iterator):
         assert set(frame[column].unique()) <= set(dates), "a frame holds days that the write does not replace"
-        added += [_write_file(path, column, day, part) for day, part in _by_day(frame, column)]
+        for day, part in _by_day(frame, column):
+            file = new_file(path, day, column, len(files))
+            write_parquet_whole(part.drop(column), file, row_group_rows=ROW_GROUP_ROWS)
+            files.append((day, file))
         rows += frame.height
-    schema = Schema.from_arrow(first.to_arrow(compat_level=pl.CompatLevel.oldest()).schema)
-    with _alone(path):
-        table = _table_at(path, since)
-        if isinstance(table, str) and exists(path):
-            table = DeltaTable(path)
-        _commit(table, added, schema, column, None if whole else dates, _properties(note, since))
+    _replace(path, files, first.schema, dates, _Commit(column, note, since))
     return rows
 
 
-def _by_day(frame: pl.DataFrame, column: str) -> Iterator[tuple[dt.date, pl.DataFrame]]:
-    """Yield the days of a frame with their rows; most frames hold one, and dividing those would copy them."""
+def commit_files(
+    path: Path, files: Files, schema: pl.Schema, *, note: dict[str, str], since: Basis | None = None
+) -> None:
+    """Replace whole days by files with the names of `new_file`, which lack the day's column; empty ones are removed.
+
+    Raises:
+        ValueError: other days stay and have other columns, or another run wrote since the basis.
+    """
+    _check_columns(path, "date", list(files), set(schema))
+    parts = [(day, file) for day, held in files.items() for file in ([held] if isinstance(held, Path) else held)]
+    empty = {file for _, file in parts if not pq.read_metadata(file).num_rows}
+    for file in empty:
+        file.unlink()
+    _replace(path, [part for part in parts if part[1] not in empty], schema, list(files), _Commit("date", note, since))
+
+
+def new_file(path: Path, day: dt.date, column: str = "date", number: int = 0) -> Path:
+    """Return a new name for a file of a day, where it is no part of the table until a commit; numbers order a day."""
+    return path / f"{column}={day}" / f"part-{number:05d}-{uuid.uuid4()}.parquet"
+
+
+def _by_day(frame: pl.DataFrame, column: str) -> list[tuple[dt.date, pl.DataFrame]]:
+    """Return the days of a frame with their rows; most frames hold one, and dividing those would copy them."""
     found = frame[column].unique()
     if len(found) == 1:
-        yield found[0], frame
-    else:
-        yield from ((day, part) for (day,), part in frame.partition_by(column, as_dict=True).items())
+        return [(found[0], frame)]
+    return [(day, part) for (day,), part in frame.partition_by(column, as_dict=True).items()]
 
 
-def _write_file(path: Path, column: str, day: dt.date, rows: pl.DataFrame) -> AddAction:
-    """Write a day's rows where the table will look for them; until a commit names the file it is no part of it."""
-    file = path / f"{column}={day}" / f"part-{uuid.uuid4()}.parquet"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(rows.drop(column), file, row_group_rows=ROW_GROUP_ROWS)
+def _check_columns(path: Path, column: str, dates: list[dt.date], new: set[str]) -> None:
+    if set(days(path, column)) <= set(dates) or (kept := set(scan(path).collect_schema().names())) == new:
+        return
+    raise ValueError(f"table {path} keeps other days with other columns ({sorted(kept ^ new)}): use a new --workspace")
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """The column of the days, what a commit says of itself, and what it was computed from."""
+
+    column: str
+    note: dict[str, str]
+    since: Basis | None
+
+    def properties(self) -> CommitProperties:
+        """Return the note, and what the commit records; two since the same version conflict by `since` alone."""
+        if self.since is None:
+            return CommitProperties(custom_metadata=self.note)
+        numbers = {**self.since.records, "since": -1 if self.since.version is None else self.since.version}
+        transactions = [Transaction(app_id=name, version=number) for name, number in numbers.items()]
+        return CommitProperties(custom_metadata=self.note, app_transactions=transactions)
+
+
+def _replace(
+    path: Path, files: list[tuple[dt.date, Path]], columns: pl.Schema, dates: list[dt.date], commit: _Commit
+) -> None:
+    """Put files in place of some days."""
+    whole = set(days(path, commit.column)) <= set(dates)
+    added = [_add_action(path, commit.column, day, file) for day, file in files]
+    schema = Schema.from_arrow(columns.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema)
+    shared: dict[str, Any] = {"partition_by": [commit.column], "commit_properties": commit.properties()}
+    shared["post_commithook_properties"] = KEEP_LOG
+    with _alone(path):
+        table = _table_at(path, commit.since)
+        if isinstance(table, str) and exists(path):
+            table = DeltaTable(path)
+        if isinstance(table, str):
+            create_table_with_add_actions(table, schema, added, mode="error", **shared)
+            return
+        table.create_write_transaction(
+            [*added],
+            mode="overwrite" if whole or dates else "append",
+            schema=schema,
+            partition_filters=[(commit.column, "in", [str(day) for day in dates])] if dates and not whole else None,
+            **shared,
+        )
+
+
+def _add_action(path: Path, column: str, day: dt.date, file: Path) -> AddAction:
     return AddAction(
         path=file.relative_to(path).as_posix(),
         size=file.stat().st_size,
         partition_values={column: str(day)},
         modification_time=int(file.stat().st_mtime * 1000),
         data_change=True,
-        stats=json.dumps({"numRecords": rows.height}),
-    )
-
-
-def _commit(
-    table: str | DeltaTable,
-    added: list[AddAction],
-    schema: Schema,
-    column: str,
-    dates: list[dt.date] | None,
-    properties: CommitProperties,
-) -> None:
-    """Put files in place of some days, or of all where that is None."""
-    if isinstance(table, str):
-        create_table_with_add_actions(
-            table,
-            schema,
-            added,
-            mode="error",
-            partition_by=[column],
-            commit_properties=properties,
-            post_commithook_properties=KEEP_LOG,
-        )
-        return
-    table.create_write_transaction(
-        [*added],
-        mode="append" if dates == [] else "overwrite",
-        schema=schema,
-        partition_by=[column],
-        partition_filters=[(column, "in", [str(date) for date in dates])] if dates else None,
-        commit_properties=properties,
-        post_commithook_properties=KEEP_LOG,
+        stats=json.dumps({"numRecords": pq.read_metadata(file).num_rows}),
     )
 
 
@@ -228,15 +285,6 @@ def _table_at(path: Path, since: Basis | None) -> str | DeltaTable:
     return DeltaTable(path, version=since.version)
 
 
-def _properties(note: dict[str, str], since: Basis | None) -> CommitProperties:
-    """Return a note, and what the commit records; two commits since the same version conflict by `since` alone."""
-    if since is None:
-        return CommitProperties(custom_metadata=note)
-    numbers = {**since.records, "since": -1 if since.version is None else since.version}
-    transactions = [Transaction(app_id=name, version=number) for name, number in numbers.items()]
-    return CommitProperties(custom_metadata=note, app_transactions=transactions)
-
-
 def write_all(path: Path, frame: pl.DataFrame, note: dict[str, str], since: Basis | None = None) -> None:
     """Replace a whole small table in one commit.
 
@@ -249,7 +297,7 @@ def write_all(path: Path, frame: pl.DataFrame, note: dict[str, str], since: Basi
             frame.to_arrow(compat_level=pl.CompatLevel.oldest()),
             mode="overwrite",
             schema_mode="overwrite",
-            commit_properties=_properties(note, since),
+            commit_properties=_Commit("date", note, since).properties(),
             post_commithook_properties=KEEP_LOG,
         )
 
@@ -299,8 +347,3 @@ def digest(frame: pl.DataFrame) -> str:
     buffer = io.BytesIO()
     frame.rechunk().write_ipc(buffer, compat_level=pl.CompatLevel.oldest())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
-
-
-def _chain(first: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    yield first
-    yield from rest

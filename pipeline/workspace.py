@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,24 @@ def write_parquet(frame: pl.DataFrame, path: Path, *, row_group_rows: int | None
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd", compression_level=1, row_group_size=row_group_rows)
     path.write_bytes(buffer.getbuffer())
+
+
+def write_parquet_whole(frame: pl.DataFrame, path: Path, *, row_group_rows: int | None = None) -> None:
+    """Write Parquet that is there as a whole or not at all, also where two workers run the same task at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4()}.draft")
+    write_parquet(frame, draft, row_group_rows=row_group_rows)
+    draft.replace(path)
+
+
+def join_parquet(parts: list[Path], file: Path) -> None:
+    """Put the rows of some Parquet files behind one another into one, without holding them; the files go."""
+    if len(parts) == 1:
+        parts[0].rename(file)
+        return
+    pl.scan_parquet(parts).sink_parquet(file, compression="zstd", compression_level=1)
+    for part in parts:
+        part.unlink()
 
 
 def read_json(path: Path, made_by: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline import feature_store, tables
+from pipeline import feature_store, feature_tasks, tables
 from pipeline.config import Config
 from pipeline.feature_store import FeatureStore, Updated, open_store, raw_day, update
 from pipeline.ingest import ingest
@@ -156,8 +156,8 @@ def test_a_rebuilt_range_equals_what_the_nights_made(
     assert content(store, DAYS) == content(at_once, DAYS)
 
 
-STEPS = [("write_ledger", n) for n in range(3)] + [("write_parquet", n) for n in (0, 1, 3)]
-STEPS += [("save_state", 0)] + [("write_days", n) for n in range(3)]
+STEPS = [("write_ledger", n) for n in range(3)] + [("write_parquet_whole", n) for n in (0, 1, 3)]
+STEPS += [("save_state", 0), ("write_days", 0), ("write_days", 1), ("commit_files", 0)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
@@ -178,7 +178,8 @@ def test_a_night_that_broke_off_anywhere_is_healed_by_the_next(
 
 def _break_off(patch: pytest.MonkeyPatch, step: str, calls: int) -> None:
     """Let a function work some times, then break off before it does."""
-    owner = tables if step == "write_days" else feature_store
+    owners = {"write_days": tables, "commit_files": tables, "write_parquet_whole": feature_tasks}
+    owner = owners.get(step, feature_store)
     real: Function = getattr(owner, step)
     left = iter(range(calls))
 

@@ -12,8 +12,9 @@ from features.asof import example_features
 from features.encoding import load_encoder
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.example_tasks import KEPT
 from pipeline.feature_plan import plan_of, side_frame
-from pipeline.featurize import KEPT, days_of, featurize, run_folder
+from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.ingest import ingest
 from pipeline.split import Days
 from pipeline.states import load_state

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from features.schema import LATEST
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.day_files import Work
+from pipeline.engine import SerialEngine
 from pipeline.ingest import ingest
 from pipeline.labelled_log import read_log
 from pipeline.source_files import find_files
@@ -237,7 +239,8 @@ def test_every_row_is_kept_quarantined_or_a_duplicate(
     settings_ = {"interactions": f"log.{kind}", "max_quarantine_share": 1, "columns": columns}
     spill = tmp_path / "spill"
     spill.mkdir(exist_ok=True)
-    intake = read_log(make_config(source=settings_), find_files(source, f"log.{kind}"), spill, LATEST)
+    work = Work(SerialEngine(), spill, tmp_path / "tables")
+    intake = read_log(make_config(source=settings_), work, find_files(source, f"log.{kind}"), LATEST)
     kept = pl.concat([pl.read_parquet(paths) for paths in intake.parts.values()])
     quarantined = sum(frame.height for frame in intake.rejected)
     assert intake.rows == len(rows) + 2

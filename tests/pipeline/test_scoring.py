@@ -12,15 +12,17 @@ from features.encoding import encode, load_encoder
 from models.calibration import Calibration, Platt, log_odds, sigmoid
 from models.ranker import Ranker, predict
 from models.retriever import Retriever
-from pipeline import tables
+from pipeline import pair_scorer, tables
 from pipeline.config import Config
 from pipeline.dataset import examples_from, ranker_spec, retriever_spec
+from pipeline.example_tasks import KEPT
 from pipeline.feature_plan import plan_of
-from pipeline.featurize import KEPT, days_of, featurize, run_folder
+from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.ingest import ingest
-from pipeline.rank import lists_frame, rank_lists
-from pipeline.retrieve import NONE, candidates_for, make_index, popular_candidates
-from pipeline.scoring import Bundle, Day, check_features, load_day, score_pairs
+from pipeline.pair_scorer import PairScorer
+from pipeline.rank import joined, lists_frame, rank_lists, rank_users
+from pipeline.retrieve import NONE, Candidates, candidates_for, make_index, popular_candidates
+from pipeline.scoring import Bundle, Day, check_features, load_day
 from pipeline.split import Days
 from pipeline.workspace import Workspace
 
@@ -78,9 +80,7 @@ def test_a_pair_scores_as_its_example_does_at_the_reference_context(
     expected = predict(bundle.ranker, examples.features, 1000)
     user_numbers = np.array([users[name] for name in examples.frame["user_id"]])
     item_numbers = np.array([items[name] for name in examples.frame["item_id"]])
-    made = np.zeros_like(expected)
-    for rows, part in score_pairs(config, bundle, day, user_numbers, item_numbers):
-        made[rows] = part
+    made = PairScorer(config, bundle, day).score(user_numbers, item_numbers)
     assert len(made) > 300
     np.testing.assert_allclose(made, expected, rtol=1e-5)
 
@@ -151,10 +151,41 @@ def test_lists_are_the_best_scored_candidates_in_order(
     assert frame.height == day.users.height * 10
     user = 3
     present = found.items[user][found.items[user] != NONE]
-    parts = [part for _, part in score_pairs(config, bundle, day, np.full(len(present), user), present)]
-    scores = np.concatenate(parts)[:, 2].astype(np.float64)
+    outputs = PairScorer(config, bundle, day).score(np.full(len(present), user), present)
+    scores = outputs[:, 2].astype(np.float64)
     best = present[np.lexsort((present, -scores))][:10]
     assert lists.items[user].tolist() == best.tolist()
+
+
+def test_ranges_of_users_are_ranked_alike_together_and_apart(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    whole, scorer = rank_lists(config, bundle, day, found), PairScorer(config, bundle, day)
+    ranges = np.array_split(np.arange(day.users.height), 3)
+    apart = joined(
+        [
+            rank_users(config, scorer, users, Candidates(found.items[users], found.from_towers[users]))
+            for users in ranges
+        ]
+    )
+    np.testing.assert_array_equal(apart.items, whole.items)
+    np.testing.assert_allclose(apart.outputs, whole.outputs, rtol=1e-5)
+
+
+def test_the_parts_of_many_items_are_made_slice_by_slice(
+    config: Config, bundle: Bundle, day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    users, items = (generator.integers(0, count, 500) for count in (day.users.height, day.items.height))
+    held = PairScorer(config, bundle, day)
+    monkeypatch.setattr(pair_scorer, "ITEM_PARTS_BYTES", 0)
+    monkeypatch.setattr(pair_scorer, "SLICE_PAIRS", 64)
+    fresh = PairScorer(config, bundle, day)
+    assert held.all_items
+    assert not fresh.all_items
+    np.testing.assert_allclose(fresh.score(users, items), held.score(users, items), rtol=1e-5)
 
 
 def test_a_configured_blend_orders_the_lists(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from features.encoding import Encoder, Vocabulary, encode, load_encoder
 from models.ranker import Ranker, load_ranker, predict
 from models.retriever import load_retriever
-from pipeline import tables, tracking
+from pipeline import registry, tables, tracking
 from pipeline.__main__ import app
 from pipeline.config import Config, load_config
 from pipeline.dataset import tensors
@@ -78,7 +78,7 @@ def runs(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     model = base / "model"
     sign = tracking.signature(load_ranker(model / "ranker").spec, load_encoder(model / "encoder.json"))
     version = tracking.log_version(config, model=model, sign=sign, metrics={}, record={"run": base.name}, files=[])
-    tracking.decide(config, client, version, {}, promoted=True)
+    registry.set_alias(config, client, tracking.CHAMPION, version)
     warm = settings(**STILL, **{"training.warm_start": True})
     return Runs(workspace, base, made(warm, workspace, last), warm)
 
@@ -165,13 +165,13 @@ def test_a_rerun_begins_from_the_base_that_it_had(runs: Runs) -> None:
     before = (runs.warm / "features" / "base.json").read_bytes()
     champion = json.loads(before)["base_version"]
     assert version != champion
-    tracking.decide(runs.config, client, version, {}, promoted=True)
+    registry.set_alias(runs.config, client, tracking.CHAMPION, version)
     try:
         days = days_of(runs.config, runs.workspace, None)
         featurize(runs.config, runs.workspace, days)
         assert (runs.warm / "features" / "base.json").read_bytes() == before
     finally:
-        tracking.decide(runs.config, client, champion, {}, promoted=True)
+        registry.set_alias(runs.config, client, tracking.CHAMPION, champion)
 
 
 def test_a_champion_of_another_width_is_refused(runs: Runs) -> None:
