@@ -3,8 +3,9 @@
     python -m benchmarks                                # tens of minutes on two cores
     python -m benchmarks --only training,ranking
 
-Each runs in a process of its own, one after the other; one that fails is named, and the exit code is 1. Peers that are not
-installed are left out and say how to install them. bench_ingest, bench_engine and bench_scale print tables of their own.
+Each runs in a process of its own, one after the other; one that fails is named, and the exit code is 1. Peers that
+are not installed are left out and say how to install them. bench_ingest, bench_engine and bench_scale print tables of
+their own.
 """
 
 import subprocess
