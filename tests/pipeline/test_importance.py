@@ -230,7 +230,8 @@ def test_a_ranker_that_does_not_read_a_column_loses_nothing_by_it(config: Config
         weights = dict(ranker.named_parameters())
         table = next(weight for name, weight in weights.items() if "table" in name)
         table.copy_(torch.randn(table.shape, generator=generator))
-        table[-60:] = 0.0  # the rows of `second`
+        table[0] = 0.0  # padding, of both
+        table[-59:] = 0.0  # the other rows of `second`
     groups = [Group("first", [0], [], []), Group("second", [1], [], [])]
     found = importance(config, drawn(), groups, OUTPUTS, lambda features: predict(ranker, features, 128))
     assert of_feature(found["click"], "second")["log_loss_increase"] == {"value": 0.0, "low": 0.0, "high": 0.0}
