@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from features.schema import EARLIEST, ORIGIN, TIMESTAMP, number, read_times
+from features.schema import EARLIEST, NO_PROBABILITY, ORIGIN, PROPENSITY, TIMESTAMP, number, probability, read_times
 
 KINDS = ("impression", "click", "conversion")
 EVENT_KEY = ("kind", "event_id")
@@ -33,9 +33,11 @@ class EventContract:
     time_unit: str
     time_zone: str
     latest: dt.datetime
+    propensity: bool = False
+    """Whether events have a column for the probability with which an impression was shown."""
 
 
-def event_schema(context: tuple[str, ...], *, hour: bool) -> pl.Schema:
+def event_schema(context: tuple[str, ...], *, hour: bool, propensity: bool = False) -> pl.Schema:
     """Return the columns of tables/events."""
     text = dict.fromkeys(["user_id", "item_id", "impression_id"], pl.String())
     more = dict.fromkeys([*context, *(["hour"] if hour else [])], pl.String())
@@ -46,6 +48,7 @@ def event_schema(context: tuple[str, ...], *, hour: bool) -> pl.Schema:
             **dict.fromkeys(TIMES, TIMESTAMP),
             **text,
             "value": pl.Float64(),
+            **({PROPENSITY: pl.Float64()} if propensity else {}),
             **more,
             "file": pl.String(),
             "row": pl.Int64(),
@@ -81,9 +84,15 @@ def _typed(raw: pl.DataFrame, contract: EventContract) -> pl.DataFrame:
     given = [_text(raw[name]) for name in (*IDS, *contract.context) if name in columns]
     kind = pl.lit(contract.kind) if contract.kind is not None else _kind(raw["kind"], contract.names)
     value = raw["value"] if "value" in columns else pl.Series("value", [None], pl.Float64).new_from_index(0, raw.height)
-    typed = raw.select(*ORIGIN, *given, *empty, *absent, kind.alias("kind"), number(pl.lit(value)).alias("value"))
+    numbers = [number(pl.lit(value)).alias("value")]
+    if contract.propensity:
+        shown = pl.col(PROPENSITY) if PROPENSITY in columns else pl.lit(None, pl.Float64)
+        numbers.append(probability(shown).alias(PROPENSITY))
+    typed = raw.select(*ORIGIN, *given, *empty, *absent, kind.alias("kind"), *numbers)
     times = [read_times(raw[name], contract.time_unit) for name in TIMES if name in columns]
     unread = [_unread(raw["received_time"], times[1])] if len(times) == len(TIMES) else []
+    if contract.propensity and PROPENSITY in columns:
+        unread.append(_unread(raw[PROPENSITY], typed[PROPENSITY]))
     return typed.hstack([*times, *unread, _unread(value, typed["value"])])
 
 
@@ -125,6 +134,7 @@ def _rules(typed: pl.DataFrame, contract: EventContract) -> list[tuple[str, pl.E
         ("received_time is in the future", pl.col("received_time") >= contract.latest),
         ("received_time is before event_time", pl.col("received_time") < time),
     ]
+    unlikely = pl.col(f"{PROPENSITY}:unread")
     return [
         ("event_id is empty", pl.col("event_id").is_null()),
         ("kind is unknown", kind.is_null()),
@@ -141,6 +151,7 @@ def _rules(typed: pl.DataFrame, contract: EventContract) -> list[tuple[str, pl.E
             if (typed[name].str.len_bytes() > MAX_ID_CHARACTERS).any()
         ),
         ("value is no number", (kind == "conversion") & pl.col("value:unread")),
+        *([(NO_PROBABILITY, shown & unlikely)] if f"{PROPENSITY}:unread" in typed.columns else []),
     ]
 
 
@@ -157,6 +168,7 @@ def _events(typed: pl.DataFrame, contract: EventContract) -> pl.DataFrame:
         "item_id",
         _impression_id() if typed["impression_id"].null_count() else pl.col("impression_id"),
         pl.when(pl.col("kind") == "conversion").then("value").alias("value"),
+        *([pl.when(pl.col("kind") == "impression").then(PROPENSITY).alias(PROPENSITY)] if contract.propensity else []),
         *contract.context,
         *hour,
         *ORIGIN,

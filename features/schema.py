@@ -14,6 +14,9 @@ LATEST = dt.datetime(2101, 1, 1, tzinfo=dt.UTC)
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 TIMESTAMP = pl.Datetime("us", "UTC")
 ORIGIN = ("file", "row")
+PROPENSITY = "propensity"
+"""Column of an impression: the probability with which what chose it shows this item to this user; null if not known."""
+NO_PROBABILITY = "propensity is no probability above 0"
 TRUE = ("1", "true", "t", "yes", "1.0")
 FALSE = ("0", "false", "f", "no", "0.0")
 
@@ -51,6 +54,8 @@ class Contract:
     matures_after: dt.timedelta | None = None
     latest: dt.datetime = LATEST
     tasks: tuple[TaskLabel, ...] = ()
+    propensity: bool = False
+    """Whether the log says with which probability an impression was shown."""
 
     def label_columns(self) -> list[str]:
         """Return the source columns that the label expressions read.
@@ -100,6 +105,12 @@ def number(column: pl.Expr) -> pl.Expr:
     return pl.when(values.is_finite()).then(values)
 
 
+def probability(column: pl.Expr) -> pl.Expr:
+    """Read probabilities above 0, up to 1; anything else is null."""
+    values = number(column)
+    return pl.when((values > 0) & (values <= 1)).then(values)
+
+
 def timestamp(column: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
     """Read a time as UTC: native timestamps, numbers in the unit, ISO 8601 text; anything else is null."""
     if isinstance(dtype, pl.Datetime):
@@ -143,8 +154,8 @@ def parse_interactions(raw: pl.DataFrame, contract: Contract) -> tuple[pl.DataFr
     Returns:
         Interactions (impression_id, user_id, item_id, event_time, received_time, date, click, conversion,
         click_known_at, conversion_known_at, label_matures_at, click_counted_at, conversion_counted_at, value,
-        the labels of tasks, context columns, file, row), and the rejected raw rows with a
-        `reason`. Every raw row is in exactly one of them.
+        the labels of tasks, propensity where the contract has one, context columns, file, row), and the rejected raw
+        rows with a `reason`. Every raw row is in exactly one of them.
     """
     typed = pl.concat([_identified(raw, contract), _labels(raw, contract)], how="horizontal")
     typed = typed.with_columns(_reason(typed, contract).alias("reason"))
@@ -172,6 +183,10 @@ def _identified(raw: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     ]
     context = [text(name) for name in contract.context]
     value = number(pl.col("value")) if "value" in raw.columns else pl.lit(None, dtype=pl.Float64)
+    if contract.propensity:
+        read = probability(pl.col(PROPENSITY))
+        context.append(read.alias(PROPENSITY))
+        unread.append((text(PROPENSITY).is_not_null() & read.is_null()).alias(f"{PROPENSITY}:unread"))
     return raw.select(
         *ORIGIN, *given, text("user_id"), text("item_id"), *times, value.alias("value"), *context, *unread
     )
@@ -237,7 +252,7 @@ def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
         ("event_time is in the future", time >= contract.latest),
         ("received_time is in the future", pl.col("received_time") >= contract.latest),
         *(impression if "impression_id" in typed.columns else []),
-        *((f"{name.removesuffix(':unread')} is no time", pl.col(name)) for name in unread),
+        *((_unread_reason(name.removesuffix(":unread")), pl.col(name)) for name in unread),
     ]
     binary = ["click", "conversion", *(task.column for task in contract.tasks if not task.number)]
     unlabelled = pl.any_horizontal(pl.col(name).is_null() for name in binary)
@@ -253,6 +268,10 @@ def _reason(typed: pl.DataFrame, contract: Contract) -> pl.Expr:
             for task in contract.tasks
         ),
     )
+
+
+def _unread_reason(name: str) -> str:
+    return NO_PROBABILITY if name == PROPENSITY else f"{name} is no time"
 
 
 def _outside(time: pl.Expr) -> pl.Expr:
@@ -284,6 +303,7 @@ def _interactions(typed: pl.DataFrame, contract: Contract) -> pl.DataFrame:
         pl.when(pl.col("conversion")).then(conversion_known).alias("conversion_counted_at"),
         pl.when(pl.col("conversion")).then(pl.col("value")).alias("value"),
         *(task.column for task in contract.tasks),
+        *([PROPENSITY] if contract.propensity else []),
         *contract.context,
         *hour,
         *ORIGIN,

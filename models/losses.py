@@ -22,9 +22,9 @@ class Targets:
     conversions_B: Tensor
     """0 or 1, or above 1 where an early conversion also stands for those that are not known yet."""
     click_mask_B: Tensor
-    """1 where the impression counts in the click loss, else 0."""
+    """0 where the impression does not count in the click loss, else its weight, 1 unless impressions are weighed."""
     conversion_mask_B: Tensor
-    """1 where the impression counts in the click-and-conversion loss, else 0."""
+    """Likewise in the click-and-conversion loss."""
     extra: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Label and mask of each further task by name, likewise (B)."""
 

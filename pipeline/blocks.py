@@ -11,6 +11,7 @@ from typing import cast
 import polars as pl
 import pyarrow.parquet as pq
 
+from features.schema import PROPENSITY
 from models.ranker import RankerSpec
 from pipeline import tables
 from pipeline.dataset import Block, Examples, clicks_by_item, known_labels, ordered_examples
@@ -54,7 +55,7 @@ class StoredDay:
 
     def item_clicks(self) -> pl.DataFrame:
         """Return the `clicks` of each `item_id` that has some, in no order."""
-        columns = ["item_id", *label_columns(self.spec)]
+        columns = ["item_id", *label_columns(self.spec, self.maturity)]
         counted = pl.DataFrame(schema={"item_id": pl.String, "clicks": pl.UInt32})
         for file, number, _ in self.groups:
             of_block = clicks_by_item(known_labels(_read(file, number, columns), self.spec, self.maturity))
@@ -75,14 +76,16 @@ def read_block(file: Path, number: int, spec: RankerSpec, maturity: Maturity | N
     """Read one row group as examples; of what describes a row they have the item and the labels alone."""
     codes = [f"{name}_code" for name in (*spec.single, *spec.pooled)]
     positions = [f"{name}_position" for name in spec.numeric]
-    frame = _read(file, number, ["item_id", *label_columns(spec), *codes, *positions])
+    frame = _read(file, number, ["item_id", *label_columns(spec, maturity), *codes, *positions])
     assert frame["event_time"].is_sorted(), f"row group {number} of {file} is not in order"
     return ordered_examples(frame, spec, maturity)
 
 
-def label_columns(spec: RankerSpec) -> list[str]:
+def label_columns(spec: RankerSpec, maturity: Maturity | None) -> list[str]:
     """Return the columns that labels and masks are made of; `known_labels` needs no others."""
-    return [*LABELS, *(f"label_{name}" for name in (*spec.binary_tasks, *spec.value_tasks))]
+    weighed = maturity is not None and maturity.propensity_clip is not None
+    tasks = [f"label_{name}" for name in (*spec.binary_tasks, *spec.value_tasks)]
+    return [*LABELS, *tasks, *([PROPENSITY] if weighed else [])]
 
 
 def identity(days: Sequence[StoredDay]) -> str:
@@ -92,7 +95,7 @@ def identity(days: Sequence[StoredDay]) -> str:
 
 
 def _sums(file: Path, number: int, spec: RankerSpec, maturity: Maturity | None) -> LabelSums:
-    frame = known_labels(_read(file, number, label_columns(spec)), spec, maturity)
+    frame = known_labels(_read(file, number, label_columns(spec, maturity)), spec, maturity)
     return sums_of(supervise(frame, maturity, spec.binary_tasks, spec.value_tasks))
 
 

@@ -90,7 +90,10 @@ def fit_calibration(ranker: Ranker, examples: list[Examples], method: str, min_p
 
 
 def observe(outputs_NO: NDArray[np.float32], targets: Targets, spec: RankerSpec) -> dict[str, Observed]:
-    """Return what each task predicted within its space, and what came of it, of the rows that would train it."""
+    """Return what each task predicted within its space, and what came of it, of the rows that would train it.
+
+    Rows weigh what they weigh in training.
+    """
     outcomes: dict[str, tuple[int, str, NDArray[np.float32], NDArray[np.float32]]] = {
         "click": (0, "impression", targets.clicks_B.numpy(), targets.click_mask_B.numpy()),
         "conversion": (1, "impression", targets.conversions_B.numpy(), _clicked(targets)),
@@ -103,7 +106,8 @@ def observe(outputs_NO: NDArray[np.float32], targets: Targets, spec: RankerSpec)
         trials = in_space(space, targets).numpy()
         kept = (mask > 0) & (trials > 0)
         logits = log_odds(within_space(outputs_NO, column, space)[kept])
-        found[task] = Observed(logits, positives[kept].astype(np.float64), trials[kept].astype(np.float64))
+        weight = mask[kept].astype(np.float64)
+        found[task] = Observed(logits, positives[kept] * weight, trials[kept] * weight)
     return found
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.feed_sections import HIDDEN, FeedSection, ServeSection
 from pipeline.gate_section import Gate
+from pipeline.ranking_section import Ranking
 from pipeline.sections import (
     Calibration,
     Context,
@@ -19,7 +20,6 @@ from pipeline.sections import (
     Gates,
     Labels,
     Model,
-    Ranking,
     Retrieval,
     Retriever,
     Section,
@@ -87,11 +87,7 @@ class Config(Section):
             problems.append(
                 f"evaluation.ks = {self.evaluation.ks} reaches beyond ranking.list_length = {self.ranking.list_length}"
             )
-        if self.ranking.list_length > self.retrieval.candidates:
-            problems.append(
-                f"ranking.list_length = {self.ranking.list_length} is above retrieval.candidates = "
-                f"{self.retrieval.candidates}: raise the candidates"
-            )
+        problems += self.ranking.problems(self.retrieval.candidates, categorical_columns(self.items))
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -126,12 +122,18 @@ RESERVED = (
     "kind",
     "known_at",
     "known_on",
+    "propensity",
 )
 
 
 def side_columns(table: SideTable) -> list[str]:
     """Return the feature columns of a side table, multi-valued ones by their own and their first value."""
     return [*table.categorical, *table.numeric, *table.multi, *(f"first_{name}" for name in table.multi)]
+
+
+def categorical_columns(table: SideTable) -> list[str]:
+    """Return the columns of a side table that have one of some values, multi-valued ones by their first."""
+    return [*table.categorical, *(f"first_{name}" for name in table.multi)]
 
 
 def _clashes(config: Config) -> list[str]:
@@ -185,6 +187,11 @@ def _source_problems(config: Config) -> list[str]:
     problems = []
     if (config.source.interactions is None) == (not config.source.streams):
         problems.append("source needs either interactions (a labelled log) or streams (raw events), not both")
+    if config.training.propensity_clip is not None and not config.source.has_propensity():
+        problems.append(
+            f"training.propensity_clip = {config.training.propensity_clip} needs source.columns.propensity (or that of "
+            "a stream), the column with the probability of being shown: name it, or leave the clip out"
+        )
     for name, table in (("users", config.users), ("items", config.items)):
         if table.file is not None and table.static == (table.valid_from is not None):
             problems.append(

@@ -9,14 +9,14 @@ from typing import Any
 import polars as pl
 
 from features.attribution import Windows
-from features.events import KINDS, event_schema
-from features.schema import TIMESTAMP
+from features.events import KINDS
+from features.schema import PROPENSITY, TIMESTAMP
 from pipeline import tables
 from pipeline.attribute import LABELS, ORDER, SHOWN, UNATTRIBUTED, Rules, attribute
 from pipeline.config import Config
 from pipeline.day_files import Work, count_rows, scan_day, slices_of, within
 from pipeline.engine import Engine
-from pipeline.event_log import DAY_ORDER, open_log, read_streams
+from pipeline.event_log import DAY_ORDER, config_schema, open_log, read_streams
 from pipeline.intake import Intake, check_quarantine
 from pipeline.labelled_log import check_no_day_shrinks, read_log, task_labels
 from pipeline.merge_days import merge
@@ -136,13 +136,14 @@ def table_schemas(config: Config) -> dict[str, pl.Schema]:
         for name in LABELS
     }
     tasks = {task.column: pl.Float64() for task in task_labels(config)}
-    events = event_schema(tuple(config.context.columns), hour=config.context.hour is not None)
+    events = config_schema(config)
     shown = {name: events[name] for name in SHOWN}
+    propensity = {PROPENSITY: pl.Float64()} if config.source.has_propensity() else {}
     reasons = {"reason": pl.String(), **events}
     return {
         "events": events,
         "unattributed": pl.Schema({name: reasons[name] for name in UNATTRIBUTED}),
-        "interactions": pl.Schema({**shown, **labels, **tasks, **context}),
+        "interactions": pl.Schema({**shown, **labels, **tasks, **propensity, **context}),
     }
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from features.business_days import day_after, day_before
 from features.events import TIMES, EventContract, event_schema, parse_events, repeat_an_impression
-from features.schema import ORIGIN, timestamp
+from features.schema import ORIGIN, PROPENSITY, timestamp
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.day_files import scan_day
@@ -89,8 +89,14 @@ class EventLog:
 
 def open_log(config: Config, table: Path, quarantine: Path) -> EventLog:
     """Return the log as earlier runs left it."""
-    schema = event_schema(tuple(config.context.columns), hour=config.context.hour is not None)
+    schema = config_schema(config)
     return EventLog(tables.day_files(table), schema, config.source.time_zone, _replaced(quarantine, schema))
+
+
+def config_schema(config: Config) -> pl.Schema:
+    """Return the columns of tables/events that a configuration asks for."""
+    propensity = config.source.has_propensity()
+    return event_schema(tuple(config.context.columns), hour=config.context.hour is not None, propensity=propensity)
 
 
 def read_streams(
@@ -122,6 +128,7 @@ def event_contract(config: Config, stream: Stream, latest: dt.datetime) -> Event
         time_unit=config.source.time_unit,
         time_zone=config.source.time_zone,
         latest=latest,
+        propensity=config.source.has_propensity(),
     )
 
 
@@ -137,6 +144,7 @@ def _wanted(config: Config, stream: Stream) -> dict[str, list[str]]:
         (stream.request, "request_id"),
         (stream.value, "value"),
         *([(stream.type, "kind")] if stream.kind is None else []),
+        *([(stream.propensity, PROPENSITY)] if shown else []),
         *((name, name) for name in config.context.columns if shown),
     ]
     wanted: dict[str, list[str]] = {}
@@ -154,7 +162,8 @@ def _replaced(quarantine: Path, schema: pl.Schema) -> pl.DataFrame:
     texts = pl.Struct({name: pl.String() for name in schema if name not in ORIGIN})
     fields = rows.select("file", "row", pl.col("record").str.json_decode(texts)).unnest("record")
     times = [timestamp(pl.col(name), pl.String(), "us") for name in TIMES]
-    typed = fields.with_columns(*times, pl.col("value").cast(pl.Float64), pl.col("date").str.to_date("%Y-%m-%d"))
+    numbers = [pl.col(name).cast(pl.Float64) for name in ("value", PROPENSITY) if name in schema]
+    typed = fields.with_columns(*times, *numbers, pl.col("date").str.to_date("%Y-%m-%d"))
     return typed.select(schema.names())
 
 

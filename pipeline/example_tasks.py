@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from features.encoding import Encoder, encode, load_encoder
+from features.schema import PROPENSITY
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_tasks import Bucket, Featurized, read_bucket
@@ -59,7 +60,10 @@ def encode_bucket(task: ExampleTask) -> Featurized:
     """Write a bucket's examples."""
     raw = labelled_rows(task)
     encoder = task.encoder if isinstance(task.encoder, Encoder) else _encoder(task.encoder)
-    examples = pl.concat([raw.select(*KEPT, *task_columns(task.config)), encode(raw, encoder)], how="horizontal")
+    examples = pl.concat(
+        [raw.select(*KEPT, *task_columns(task.config), *given_columns(task.config)), encode(raw, encoder)],
+        how="horizontal",
+    )
     write_parquet_whole(examples.drop("date"), task.file, row_group_rows=tables.ROW_GROUP_ROWS)
     if task.raw_file is not None:
         write_parquet_whole(raw, task.raw_file)
@@ -72,13 +76,18 @@ def labelled_rows(task: ExampleTask) -> pl.DataFrame:
     assert rows["impression_id"].equals(raw["impression_id"]), "features were made for the impressions of the day"
     given = {label.column for label in task_labels(task.config)}
     labels = [pl.col(name if name in given else VALUE).alias(name) for name in task_columns(task.config)]
-    kept = rows.select(*KEPT, *labels, *task.config.context.references())
+    kept = rows.select(*KEPT, *labels, *given_columns(task.config), *task.config.context.references())
     return pl.concat([kept, raw.drop(name for name in kept.columns if name in raw.columns)], how="horizontal")
 
 
 def task_columns(config: Config) -> list[str]:
     """Return the columns of tables/examples that hold the labels of tasks beyond click and conversion."""
     return [f"label_{name}" for name in config.labels.tasks]
+
+
+def given_columns(config: Config) -> list[str]:
+    """Return the columns that examples take from interactions as they are, beside those that all have."""
+    return [PROPENSITY] if config.source.has_propensity() else []
 
 
 @lru_cache(maxsize=1)

@@ -51,8 +51,9 @@ def read_day(lists: pl.LazyFrame, fields: Sequence[str]) -> Day:
         ValueError: they are empty, a field is no number of theirs, or an id cannot be a key.
     """
     schema = lists.collect_schema()
-    if strangers := [name for name in fields if name not in schema or not schema[name].is_numeric()]:
-        numbers = sorted(name for name, kind in schema.items() if kind.is_float())
+    numeric = {name for name, kind in schema.items() if kind.is_numeric() or kind == pl.Boolean}
+    if strangers := [name for name in fields if name not in numeric]:
+        numbers = sorted(name for name in numeric if not schema[name].is_integer())
         raise ValueError(f"feed.fields names {strangers}, no numbers of the lists: expected some of {numbers}")
     # an engine that streams holds what is distinct, not the rows
     users, items, versions = (

@@ -236,7 +236,7 @@ def _validation(ranker: Ranker, days: Sequence[Day], weights: Mapping[str, float
 
 
 def validation_losses(ranker: Ranker, days: Sequence[Day]) -> dict[str, float]:
-    """Return the log-loss of click and of click-and-conversion over the rows that would train them.
+    """Return the log-loss of click and of click-and-conversion over the rows that would train them, weighed likewise.
 
     A task without such a row has no loss.
     """
@@ -248,8 +248,9 @@ def validation_losses(ranker: Ranker, days: Sequence[Day]) -> dict[str, float]:
         masks = (targets.click_mask_B.numpy(), targets.conversion_mask_B.numpy())
         for task, (column, labels, mask) in enumerate(zip((0, 2), (clicks, conversions), masks, strict=True)):
             kept = mask > 0
-            sums_2T[0, task] += _log_loss_sum(probabilities[kept, column], labels[kept])
-            sums_2T[1, task] += int(kept.sum())
+            weights = mask[kept].astype(np.float64)
+            sums_2T[0, task] += _log_loss_sum(probabilities[kept, column], labels[kept], weights)
+            sums_2T[1, task] += float(weights.sum())
     return _means(TASKS, sums_2T)
 
 
@@ -285,6 +286,8 @@ def _means(names: Sequence[str], sums_2T: torch.Tensor) -> dict[str, float]:
     return {name: loss / count for name, loss, count in zip(names, sums, rows, strict=True) if count}
 
 
-def _log_loss_sum(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+def _log_loss_sum(
+    probabilities: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float64]
+) -> float:
     clipped = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
-    return float(-(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)).sum())
+    return float(-(weights * (labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))).sum())

@@ -1,7 +1,7 @@
 """The test impressions as a run's model and what it is held against predict them, with what is known of each."""
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,4 +118,5 @@ def _maturity(config: Config, workspace: Workspace, folder: Path, days: Days) ->
     if not tested.select((pl.col("label_matures_at") > newest).any()).collect().item():
         return None
     cutoff = newest + dt.timedelta(microseconds=1)  # what came at the newest moment is known
-    return corrected_maturity(config, examples.filter(pl.col("date").is_in(days.all())), cutoff)
+    maturity = corrected_maturity(config, examples.filter(pl.col("date").is_in(days.all())), cutoff)
+    return replace(maturity, propensity_clip=None)  # both models are measured on what was shown

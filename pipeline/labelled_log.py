@@ -10,7 +10,7 @@ import polars as pl
 
 from features.business_days import day_after, day_before
 from features.events import repeat_an_impression
-from features.schema import ORIGIN, TIMESTAMP, Contract, TaskLabel, by_time, deduplicate, parse_interactions
+from features.schema import ORIGIN, PROPENSITY, TIMESTAMP, Contract, TaskLabel, by_time, deduplicate, parse_interactions
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.day_files import Bounds, Work, count_rows, slices_of, within, write_slices
@@ -36,6 +36,7 @@ def contract_of(config: Config, latest: dt.datetime) -> Contract:
         matures_after=_matures_after(config),
         latest=latest,
         tasks=task_labels(config),
+        propensity=config.source.has_propensity(),
     )
 
 
@@ -108,6 +109,7 @@ def _wanted(config: Config, contract: Contract) -> dict[str, list[str]]:
         (columns.click_known_at, "click_known_at"),
         (columns.conversion_known_at, "conversion_known_at"),
         (columns.value, "value"),
+        (columns.propensity, PROPENSITY),
         *((name, name) for name in contract.context),
         *((name, name) for name in contract.label_columns()),
     ]

@@ -11,7 +11,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from features.schema import PROPENSITY
 from models.losses import Targets
+from pipeline import tables
 from pipeline.config import Config
 from pipeline.extra_targets import NONE, binary_target, value_target
 
@@ -34,6 +36,8 @@ class Maturity:
     min_known_share: float
     delays_us: NDArray[np.int64]
     """Ascending delays from click to conversion, for 'weight'; empty where no impression is weighted."""
+    propensity_clip: float | None = None
+    """Largest inverse propensity that an impression weighs, see `exposure_weights`; None weighs all alike."""
 
     def known_share(self, elapsed_us: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return F(elapsed), the share of conversions known in less than a time after their click: (N); 1 unfitted."""
@@ -54,7 +58,7 @@ def maturity_of(config: Config, examples: pl.LazyFrame, cutoff: dt.datetime) -> 
     """Return how a configuration treats immature labels, with the delays that 'weight' is fitted on.
 
     Args:
-        config: its table `labels`.
+        config: its table `labels`, and `training.propensity_clip`.
         examples: the training and validation days of tables/examples.
         cutoff: start of the first test day.
 
@@ -72,6 +76,7 @@ def maturity_of(config: Config, examples: pl.LazyFrame, cutoff: dt.datetime) -> 
         conversion_window=window,
         min_known_share=labels.min_known_share,
         delays_us=_mature_delays(examples, cutoff) if needed else np.zeros(0, np.int64),
+        propensity_clip=config.training.propensity_clip,
     )
 
 
@@ -121,7 +126,8 @@ def supervise(
 
     Args:
         frame: event_time, received_time, click_known_at, label_matures_at, and click and conversion as known before
-            the cutoff; `label_<task>` of each further task.
+            the cutoff; `label_<task>` of each further task; propensity where the maturity has a clip, which makes
+            masks into the weights of `exposure_weights`.
         maturity: None takes all labels as they are.
         binary_tasks: further tasks that are true or false, each with its space.
         value_tasks: further tasks that are numbers, likewise.
@@ -133,12 +139,30 @@ def supervise(
         left_out = timed.select(_reasons(maturity))
         if maturity.immature != "keep":
             conversions = (conversions * timed["weight"].to_numpy()).astype(np.float32)
-    masks = [torch.from_numpy(left_out[task].is_null().to_numpy().astype(np.float32)) for task in TASKS]
+    kept = [left_out[task].is_null().to_numpy().astype(np.float32) for task in TASKS]
+    if maturity is not None and maturity.propensity_clip is not None:
+        weights = exposure_weights(frame[PROPENSITY], maturity.propensity_clip)
+        kept = [mask * weights for mask in kept]
+    masks = [torch.from_numpy(mask) for mask in kept]
     counts = {task: dict(left_out[task].drop_nulls().value_counts(sort=True).iter_rows()) for task in TASKS}
     targets = Targets(torch.from_numpy(clicks), torch.from_numpy(conversions), masks[0], masks[1])
     extra = {name: binary_target(frame[f"label_{name}"], space, targets) for name, space in binary_tasks.items()}
     extra |= {name: value_target(frame[f"label_{name}"], space, targets) for name, space in value_tasks.items()}
     return Supervision(replace(targets, extra=extra), counts)
+
+
+def exposure_weights(propensity: pl.Series, clip: float) -> NDArray[np.float32]:
+    """Return what impressions weigh so that those a policy seldom shows count as those that it often shows: (N,).
+
+    It is min(1 / propensity, clip), scaled to sum to the rows of each block of training (`tables.ROW_GROUP_ROWS`), so
+    that neither clipping nor the share of explored impressions changes the length of a step. A row without a
+    propensity counts as one that was certain to be shown: 1 before scaling. Source: Swaminathan and Joachims 2015
+    (self-normalised).
+    """
+    inverse = np.minimum(1 / propensity.fill_null(1.0).to_numpy(), clip)
+    blocks = range(0, len(inverse), tables.ROW_GROUP_ROWS)
+    scaled = [part / part.mean() for part in (inverse[start : start + tables.ROW_GROUP_ROWS] for start in blocks)]
+    return np.concatenate([np.zeros(0), *scaled]).astype(np.float32)
 
 
 def _times(frame: pl.DataFrame, maturity: Maturity) -> pl.DataFrame:

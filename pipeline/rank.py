@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.pair_scorer import PairScorer
+from pipeline.rerank import Picked
+from pipeline.rerank_users import Reranker, load_reranker, rerank
 from pipeline.retrieve import NONE, Candidates
 from pipeline.scoring import Bundle, Day
 from pipeline.stage import progress
@@ -18,7 +20,7 @@ USERS = 512
 
 @dataclass(frozen=True)
 class Lists:
-    """The best candidates of every user (U, K), best first; item -1 where fewer items are available."""
+    """The candidates of every user's list (U, K), in its order; item -1 where fewer items are available."""
 
     items: NDArray[np.int64]
     outputs: NDArray[np.float32]
@@ -26,14 +28,17 @@ class Lists:
     names: list[str]
     scores: NDArray[np.float64]
     from_towers: NDArray[np.bool_]
+    propensity: NDArray[np.float64]
+    """The probability that the item is in the list, over the draws of exploration; 1 without any."""
+    is_exploration: NDArray[np.bool_]
 
 
 def rank_lists(config: Config, bundle: Bundle, day: Day, candidates: Candidates) -> Lists:
-    """Order every user's candidates by the configured score, ties by item id, and cut to the list length."""
+    """Order every user's candidates by the configured score, ties by item id, re-rank them, and cut to the length."""
     weights_of(config, bundle.ranker.spec.outputs(), bundle.version)
-    scorer = PairScorer(config, bundle, day)
+    scorer, reranker = PairScorer(config, bundle, day), load_reranker(config, bundle, day)
     ranges = progress(user_ranges(day.users.height), "rank")
-    return joined([rank_users(config, scorer, users, _of_users(candidates, users)) for users in ranges])
+    return joined([rank_users(config, scorer, reranker, users, _of_users(candidates, users)) for users in ranges])
 
 
 def user_ranges(count: int) -> list[NDArray[np.int64]]:
@@ -53,15 +58,20 @@ def joined(parts: Sequence[Lists]) -> Lists:
         parts[0].names,
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.from_towers for part in parts]),
+        np.concatenate([part.propensity for part in parts]),
+        np.concatenate([part.is_exploration for part in parts]),
     )
 
 
-def rank_users(config: Config, scorer: PairScorer, users: NDArray[np.int64], candidates: Candidates) -> Lists:
+def rank_users(
+    config: Config, scorer: PairScorer, reranker: Reranker | None, users: NDArray[np.int64], candidates: Candidates
+) -> Lists:
     """Order the candidates of some users as `rank_lists` does, whatever other users there are.
 
     Args:
         config: names the score and the list length.
         scorer: the model and the day.
+        reranker: `load_reranker` of the same.
         users: (U,) row numbers in the day's users.
         candidates: of these users, in their order.
     """
@@ -74,13 +84,22 @@ def rank_users(config: Config, scorer: PairScorer, users: NDArray[np.int64], can
     outputs_UKO[present] = predicted
     scores = np.full(candidates.items.shape, -np.inf)
     scores[present] = predicted.astype(np.float64) @ weights_O
-    order = np.lexsort((candidates.items, -scores), axis=1)[:, : config.ranking.list_length]
+    order = np.lexsort((candidates.items, -scores), axis=1)
+    if reranker is None:
+        order = order[:, : config.ranking.list_length]
+        picked = Picked(order, np.ones(order.shape), np.zeros(order.shape, dtype=np.bool_))
+    else:
+        best_first = [np.take_along_axis(column, order, axis=1) for column in (candidates.items, scores)]
+        picked = rerank(reranker, scorer.day.users["user_id"].gather(users), *best_first)
+        order = np.take_along_axis(order, picked.places, axis=1)
     return Lists(
         np.take_along_axis(candidates.items, order, axis=1),
         np.take_along_axis(outputs_UKO, order[..., None], axis=1),
         names,
         np.take_along_axis(scores, order, axis=1),
         np.take_along_axis(candidates.from_towers, order, axis=1),
+        picked.propensity,
+        picked.is_exploration,
     )
 
 
@@ -104,7 +123,10 @@ def weights_of(config: Config, names: list[str], version: str) -> NDArray[np.flo
 
 
 def lists_frame(lists: Lists, day: Day, version: str) -> pl.DataFrame:
-    """Return tables/candidates for a day: one row a user and rank, sorted by both."""
+    """Return tables/candidates for a day: one row a user and rank, sorted by both.
+
+    `score` is the model's, in whatever order re-ranking put the items.
+    """
     users, places = np.nonzero(lists.items != NONE)
     items = lists.items[users, places]
     return pl.DataFrame(
@@ -114,6 +136,8 @@ def lists_frame(lists: Lists, day: Day, version: str) -> pl.DataFrame:
             "item_id": day.items["item_id"].gather(items),
             **{name: lists.outputs[users, places, n] for n, name in enumerate(lists.names)},
             "score": lists.scores[users, places],
+            "propensity": lists.propensity[users, places],
+            "is_exploration": lists.is_exploration[users, places],
             "source": np.where(lists.from_towers[users, places], "two_towers", "popular"),
             "scored_for": pl.Series([day.day], dtype=pl.Date).new_from_index(0, len(users)),
             "model_version": pl.Series([version], dtype=pl.String).new_from_index(0, len(users)),

@@ -49,6 +49,7 @@ class Columns(Section):
     click_known_at: str | None = Field(default=None, description="when the click was known; default: received_time")
     conversion_known_at: str | None = Field(default=None, description="when the conversion was known; likewise")
     value: str | None = Field(default=None, description="value of the conversion, a number")
+    propensity: str | None = Field(default=None, description="probability with which the impression was shown")
 
 
 class Stream(Section):
@@ -69,6 +70,7 @@ class Stream(Section):
     impression: str | None = Field(default=None, description="id of the impression that the event belongs to")
     request: str | None = Field(default=None, description="id of the request; with the item it names an impression")
     value: str | None = Field(default=None, description="value of a conversion, a number")
+    propensity: str | None = Field(default=None, description="probability with which an impression was shown")
 
 
 class Source(Section):
@@ -89,6 +91,11 @@ class Source(Section):
         """Return whether labels become known after their impression; else they are final when it is received."""
         columns = self.columns
         return bool(self.streams) or columns.click_known_at is not None or columns.conversion_known_at is not None
+
+    def has_propensity(self) -> bool:
+        """Return whether impressions come with the probability with which they were shown."""
+        given = [stream.propensity for stream in self.streams] or [self.columns.propensity]
+        return any(column is not None for column in given)
 
     @field_validator("time_zone")
     @classmethod
@@ -256,19 +263,6 @@ class Retrieval(Section):
     conversion_weight: Share = Field(default=0.5, description="blend of the click and the conversion space")
     filter_seen: Literal["none", "impression", "click", "conversion"] = "click"
     seen_days: Positive = Field(default=30, description="how far back filter_seen looks")
-
-
-class Ranking(Section):
-    """Lists for every user."""
-
-    list_length: Positive = 50
-    weights: dict[str, float] = Field(
-        default={"p_click_and_conversion": 1.0},
-        min_length=1,
-        description="score = weighted sum of outputs: p_click, p_conversion, p_click_and_conversion, p_<task>, "
-        "expected_<task>",
-    )
-    scored_for: dt.date | None = Field(default=None, description="default: the day after the last test day")
 
 
 class Evaluation(Section):

@@ -70,6 +70,9 @@ def table_note(config: Config) -> dict[str, str]:
 def contract_record(config: Config) -> dict[str, Any]:
     """Return what decides how a source's rows become interactions; not where they lie, nor what tunes a model."""
     source = config.source.model_dump(mode="json", include={"columns", "streams", "time_unit", "time_zone"})
+    for columns in (source["columns"], *source["streams"]):
+        if columns["propensity"] is None:
+            del columns["propensity"]  # tables from before there was one are of the same contract
     streams = [{key: value for key, value in stream.items() if key != "files"} for stream in source.pop("streams")]
     if streams:
         source["columns"] = None

@@ -32,6 +32,12 @@ class Training(Section):
         default=0.05, gt=0, description="smallest click probability that a corrected loss is divided by"
     )
     self_normalised: bool = Field(default=True, description="scales the corrections of a batch to sum to its rows")
+    propensity_clip: float | None = Field(
+        default=None,
+        ge=1,
+        description="largest weight of an impression in the ranker's losses, 1 / propensity of the log; not set: all "
+        "weigh alike",
+    )
     task_weights: Literal["static", "uncertainty", "gradnorm", "pcgrad"] = Field(
         default="static", description="how the tasks' losses are balanced, beyond the weights that are set"
     )

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.pair_scorer import PairScorer
 from pipeline.rank import USERS as RANKED_USERS
 from pipeline.rank import joined, lists_frame, rank_users
+from pipeline.rerank_users import Reranker, load_reranker
 from pipeline.retrieve import NONE, Candidates, Retrieval, load_retrieval, retrieve_users
 from pipeline.retrieve import USERS as RETRIEVED_USERS
 from pipeline.scoring import Bundle, Day, load_bundle, load_day
@@ -82,9 +83,15 @@ def _scorer(serving: Serving) -> PairScorer:
     return PairScorer(serving.config, loaded.bundle, loaded.day)
 
 
+@lru_cache(maxsize=1)
+def _reranker(serving: Serving) -> Reranker | None:
+    loaded = serving.loaded()
+    return load_reranker(serving.config, loaded.bundle, loaded.day)
+
+
 def forget() -> None:
     """Give up what this process has loaded."""
-    for loaded in (_loaded, _retrieval, _scorer):
+    for loaded in (_loaded, _retrieval, _scorer, _reranker):
         loaded.cache_clear()
 
 
@@ -125,13 +132,13 @@ def retrieve_range(task: UserRange) -> int:
 
 def rank_range(task: UserRange) -> int:
     """Write the lists of a range's users as rows of tables/candidates, and return how many candidates they had."""
-    serving, scorer = task.serving, _scorer(task.serving)
+    serving, scorer, reranker = task.serving, _scorer(task.serving), _reranker(task.serving)
     found = read_candidates(serving.index, task.start, task.stop)
     parts = []
     for users in task.shares(RANKED_USERS):
         rows = slice(users.start - task.start, users.stop - task.start)
         candidates = Candidates(found.items[rows], found.from_towers[rows])
-        parts.append(rank_users(serving.config, scorer, np.arange(users.start, users.stop), candidates))
+        parts.append(rank_users(serving.config, scorer, reranker, np.arange(users.start, users.stop), candidates))
     day = replace(scorer.day, users=scorer.day.users[task.start : task.stop])
     write_parquet_whole(lists_frame(joined(parts), day, serving.version), task.file)
     return int((found.items != NONE).sum())

@@ -24,7 +24,9 @@ COPIES = 350
 
 
 def _maturity(study: Study, table: Path) -> Maturity:
-    return maturity_of(study.config, tables.scan(table), study.plan.start_of(study.days.test[0]))
+    found = maturity_of(study.config, tables.scan(table), study.plan.start_of(study.days.test[0]))
+    weighed = "propensity" in tables.scan(table).collect_schema().names()
+    return replace(found, propensity_clip=4.0) if weighed else found
 
 
 def _pair(study: Study, table: Path, day: dt.date) -> tuple[StoredDay, Examples]:
@@ -35,11 +37,12 @@ def _pair(study: Study, table: Path, day: dt.date) -> tuple[StoredDay, Examples]
 
 @pytest.fixture(scope="module")
 def long_day(study_workspace: Workspace, small_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a table whose only day has more rows than a row group, as featurize orders them."""
+    """Return a table whose only day has more rows than a row group, as featurize orders them, with propensities."""
     day = small_study.days.train[-1]
     rows = tables.scan(study_workspace.table("examples")).filter(pl.col("date") == day).collect()
     apart = [pl.col("event_time") + pl.duration(milliseconds=copy) for copy in range(COPIES)]
     copies = pl.concat([rows.with_columns(event_time=time) for time in apart]).sort("event_time", maintain_order=True)
+    copies = copies.with_columns(propensity=1.0 / (1 + pl.int_range(pl.len()) % 7))
     table = tmp_path_factory.mktemp("long") / "examples"
     tables.write_days(table, [copies], [day], note={})
     return table
@@ -73,6 +76,7 @@ def test_a_long_day_comes_in_row_groups_from_the_table_and_from_memory(long_day:
     for ours, theirs in zip(_read(stored), _read(held), strict=True):
         assert torch.equal(ours.features.ids_BF, theirs.features.ids_BF)
         assert torch.equal(ours.supervision.targets.conversion_mask_B, theirs.supervision.targets.conversion_mask_B)
+        assert len(ours.supervision.targets.click_mask_B.unique()) > 3
 
 
 def test_a_ranker_fitted_from_the_table_is_the_one_fitted_from_memory(long_day: Path, small_study: Study) -> None:

@@ -107,6 +107,32 @@ def test_events_become_labelled_impressions(source: Path, workspace: Workspace) 
     assert kinds == [2, 1, 1]
 
 
+def test_a_propensity_comes_with_its_impression_and_one_that_is_none_is_quarantined(
+    source: Path, workspace: Workspace
+) -> None:
+    shown = [event("impression", n, n, p=value) for n, value in enumerate([0.25, 1, None, 0, 1.5, "much"])]
+    write(source, "a.jsonl", *shown, event("click", 0, 2, p=7))
+    take_in(workspace, source, make_config({**STREAM, "propensity": "p"}))
+    found = rows(workspace, "interactions").sort("event_time")
+    assert found["propensity"].to_list() == [0.25, 1.0, None]
+    assert found["click"].to_list() == [True, False, False]
+    assert rows(workspace, "events").filter(kind="click")["propensity"].to_list() == [None]
+    assert rows(workspace, "quarantine")["reason"].to_list() == ["propensity is no probability above 0"] * 3
+
+
+def test_copies_of_an_impression_with_another_propensity_wait_as_others_do(source: Path, workspace: Workspace) -> None:
+    config = make_config({**STREAM, "propensity": "p"})
+    later = f"{START + dt.timedelta(hours=3):%Y-%m-%dT%H:%M:%S.%fZ}"
+    write(source, "a.jsonl", event("impression", 0, 0, p=0.5, received_time=later))
+    take_in(workspace, source, config)
+    write(source, "b.jsonl", event("impression", 0, 0, p=0.125))
+    take_in(workspace, source, config)
+    write(source, "c.jsonl", event("impression", 0, 0, p=0.5))
+    take_in(workspace, source, config)
+    assert rows(workspace, "interactions")["propensity"].to_list() == [0.125]
+    assert rows(workspace, "quarantine")["file"].to_list() == ["a.jsonl", "c.jsonl"]
+
+
 def test_streams_of_one_kind_each_have_columns_of_their_own(source: Path, workspace: Workspace) -> None:
     (source / "shows.csv").write_text("id,ts,who,what,req\n1,1767268800,u,i,r7\n2,1767268801,u,j,r7\n")
     (source / "buys.csv").write_text("id,ts,item,req,price\n1,1767268900,i,r7,9.5\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from features.encoding import encode, load_encoder
 from models.calibration import Calibration, Platt, log_odds, sigmoid
@@ -21,6 +22,8 @@ from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.ingest import ingest
 from pipeline.pair_scorer import PairScorer
 from pipeline.rank import joined, lists_frame, rank_lists, rank_users
+from pipeline.ranking_section import Ranking
+from pipeline.rerank_users import load_reranker
 from pipeline.retrieve import NONE, Candidates, candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, check_features, load_day
 from pipeline.split import Days
@@ -166,7 +169,7 @@ def test_ranges_of_users_are_ranked_alike_together_and_apart(
     ranges = np.array_split(np.arange(day.users.height), 3)
     apart = joined(
         [
-            rank_users(config, scorer, users, Candidates(found.items[users], found.from_towers[users]))
+            rank_users(config, scorer, None, users, Candidates(found.items[users], found.from_towers[users]))
             for users in ranges
         ]
     )
@@ -197,6 +200,93 @@ def test_a_configured_blend_orders_the_lists(config: Config, bundle: Bundle, day
     frame = lists_frame(rank_lists(by_click, bundle, day, found), day, "1")
     expected = 2.0 * frame["p_click"].cast(pl.Float64) + frame["p_conversion"].cast(pl.Float64)
     np.testing.assert_allclose(frame["score"], expected, rtol=1e-6)
+
+
+def _reranked(config: Config, **settings: object) -> Config:
+    ranking = config.ranking.model_dump() | {"rerank": settings}
+    return config.model_copy(update={"ranking": Ranking.model_validate(ranking)})
+
+
+def test_without_reranking_lists_are_in_the_order_of_scores_and_certain(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    frame = lists_frame(rank_lists(config, bundle, day, found), day, "1")
+    assert frame["propensity"].unique().to_list() == [1.0]
+    assert not frame["is_exploration"].any()
+    # a cap that no list can break changes no bit
+    loose = _reranked(config, caps=[{"column": "category", "most": 10, "within": 10}])
+    assert lists_frame(rank_lists(loose, bundle, day, found), day, "1").equals(frame)
+
+
+def test_a_cap_on_categories_holds_in_every_list(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    categories = day.items.select("item_id", "category")
+    own, capped = (
+        lists_frame(rank_lists(one, bundle, day, found), day, "1").join(categories, on="item_id")
+        for one in (config, _reranked(config, caps=[{"column": "category", "most": 1, "within": 4}]))
+    )
+    repeated = [frame.filter(pl.col("rank") <= 4).group_by("user_id", "category").len() for frame in (own, capped)]
+    assert repeated[0]["len"].max() == 2
+    assert repeated[1]["len"].max() == 1
+    # the model's score stays with its item
+    both = capped.join(own, on=["user_id", "item_id"], suffix="_own")
+    assert (both["score"] == both["score_own"]).all()
+    assert capped.height == own.height == day.users.height * 10
+
+
+@pytest.mark.parametrize("likeness", [["vectors"], ["category"], ["vectors", "brand"]], ids=str)
+def test_diversity_makes_the_items_of_lists_less_alike(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path, likeness: list[str]
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    reranker = load_reranker(_reranked(config, diversity=0.9, likeness=likeness), bundle, day)
+    assert reranker is not None
+    lists = [
+        rank_lists(one, bundle, day, found).items[:, :5]
+        for one in (config, _reranked(config, diversity=0.9, likeness=likeness))
+    ]
+
+    def likeness_within(items_UK: NDArray[np.int64]) -> float:
+        parts = [(codes[items_UK][:, :, None] == codes[items_UK][:, None]) for codes in reranker.codes.values()]
+        if reranker.vectors is not None:
+            parts.append(np.einsum("ukd,uld->ukl", *[reranker.vectors[items_UK]] * 2))
+        return float(np.mean(parts))
+
+    assert likeness_within(lists[1]) < likeness_within(lists[0])
+
+
+def test_items_are_told_apart_by_the_first_value_of_a_multi_valued_column(
+    config: Config, bundle: Bundle, day: Day
+) -> None:
+    cap = {"column": "first_title", "most": 1, "within": 5}
+    reranker = load_reranker(_reranked(config, caps=[cap]), bundle, day)
+    assert reranker is not None
+    titles = day.items["title"].list.first()
+    pairs = pl.DataFrame({"code": reranker.codes["first_title"], "title": titles}).unique()
+    assert pairs["code"].n_unique() == pairs["title"].n_unique() == pairs.height > 3
+
+
+def test_explored_items_are_candidates_that_the_list_would_leave_out(
+    config: Config, bundle: Bundle, day: Day, tmp_path: Path
+) -> None:
+    make_index(config, bundle, day, tmp_path)
+    found = candidates_for(config, bundle, day, tmp_path)
+    exploring = _reranked(config, exploration=0.3, exploration_within=4)
+    own, explored = (rank_lists(one, bundle, day, found) for one in (config, exploring))
+    drawn = explored.is_exploration
+    assert (explored.items[~drawn] == own.items[~drawn]).all()
+    assert drawn[:, :4].mean() == pytest.approx(0.3, abs=0.1)
+    assert not drawn[:, 4:].any()
+    for user in np.flatnonzero(drawn.any(axis=1)):
+        assert set(explored.items[user][drawn[user]]) <= set(found.items[user]) - set(own.items[user])
+    left_out = (found.items != NONE).sum(axis=1) - 10
+    frame = lists_frame(explored, day, "1").filter("is_exploration")
+    expected = (0.3 * 4 / left_out)[np.nonzero(drawn)[0]]
+    np.testing.assert_allclose(frame["propensity"], expected)
 
 
 def test_an_index_of_other_items_is_refused(config: Config, bundle: Bundle, day: Day, tmp_path: Path) -> None:

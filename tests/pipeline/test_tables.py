@@ -45,6 +45,18 @@ def test_other_columns_are_refused_while_other_days_stay(tmp_path: Path) -> None
     assert "more" in tables.scan(path).collect_schema().names(), "where no day stays they may change"
 
 
+def test_lists_may_gain_a_column_that_earlier_days_lack_and_may_not_lose_one(tmp_path: Path) -> None:
+    path, days = tmp_path / "table", [dt.date(2026, 1, number) for number in (1, 2)]
+    before = day(1, 1).rename({"date": "scored_for"})
+    after = day(2, 2, propensity=[1.0, 0.5]).rename({"date": "scored_for"})
+    tables.write_days(path, [before], days[:1], column="scored_for", note=NOTE)
+    tables.write_days(path, [after], days[1:], column="scored_for", note=NOTE)
+    held = tables.scan(path).sort("scored_for").collect()
+    assert held["propensity"].to_list() == [None, None, 1.0, 0.5]
+    with pytest.raises(ValueError, match=r"keeps other days with other columns \(\['propensity'\]\)"):
+        tables.write_days(path, [before], days[:1], column="scored_for", note=NOTE)
+
+
 def test_a_write_that_breaks_off_commits_nothing(tmp_path: Path) -> None:
     path = tmp_path / "table"
     write(path, day(1, 1), day(2, 2))
