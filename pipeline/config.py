@@ -29,6 +29,7 @@ from pipeline.sections import (
     Tracking,
 )
 from pipeline.training_section import Training
+from pipeline.watch_section import Watch
 
 OWN_LOSSES = {
     "click",
@@ -46,6 +47,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "gate": True,
     "serve": True,
     "training": {"checkpoint_rows"},
+    "watch": True,
 }
 """Keys that decide where and how fast a run is made, not what it computes: they are no part of its name."""
 
@@ -75,6 +77,7 @@ class Config(Section):
     engine: Engine = Engine()
     feed: FeedSection = FeedSection()
     serve: ServeSection = ServeSection()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

@@ -76,7 +76,11 @@ def segment_values(rows: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame,
         items: item_id and `impressions` known before.
         context: names of the context columns.
     """
-    activity, popularity = deciles_of(rows["user_id"], users), deciles_of(rows["item_id"], items)
+    return kinds_of(rows, deciles_of(rows["user_id"], users), deciles_of(rows["item_id"], items), context)
+
+
+def kinds_of(rows: pl.DataFrame, activity: pl.Series, popularity: pl.Series, context: list[str]) -> pl.DataFrame:
+    """Return the value of every kind of segment, from the deciles of the users and of the items of the rows."""
     surfaces = {f"surface: {name}": rows[name].cast(pl.String).fill_null(MISSING) for name in context}
     return pl.DataFrame(
         {

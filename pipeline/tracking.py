@@ -1,5 +1,6 @@
 """MLflow: where runs are logged, versions registered and the champion named. Aliases only, never stages."""
 
+import datetime as dt
 import hashlib
 import importlib.metadata
 import logging
@@ -18,6 +19,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.encoding import Encoder
 from models.ranker import RankerSpec
@@ -30,6 +32,11 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 """Error codes of a name, version or alias that is not there."""
 FILES_DIGEST = "files_sha256"
+SQLITE = "sqlite:///"
+METRIC_SIGNS = r"[^\w. /-]"
+METRICS_A_REQUEST = 1000
+"""MLflow's own limit of a batch."""
+EPOCH, DAY_MS = dt.date(1970, 1, 1), 86_400_000
 NEEDED = ("mlflow", "numpy", "polars", "pyarrow", "pydantic", "safetensors", "torch", "deltalake", "rich")
 
 
@@ -47,13 +54,10 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
     Raises:
         ValueError: the store does not answer.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     workspace.root.mkdir(parents=True, exist_ok=True)
     if config.tracking.uri is None:
         _make_store(workspace.root.resolve())
-    uri = config.tracking.uri or f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
+    uri = _point(config, workspace)
     try:
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
             local = (workspace.root.resolve() / "mlartifacts").as_uri() if config.tracking.uri is None else None
@@ -62,6 +66,32 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
     except MlflowException as error:
         raise ValueError(f"tracking store {uri} does not answer: {error}; correct tracking.uri") from error
     return MlflowClient()
+
+
+def connect_to_read(config: Config, workspace: Workspace) -> MlflowClient | None:
+    """Point MLflow at the configured store without making anything; None where there is none yet.
+
+    Raises:
+        ValueError: the store does not answer.
+    """
+    uri = _point(config, workspace)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return None
+    try:
+        client = MlflowClient()
+        client.search_registered_models(max_results=1)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ValueError(f"tracking store {uri} does not answer: {error}; correct tracking.uri") from error
+    return client
+
+
+def _point(config: Config, workspace: Workspace) -> str:
+    """Point MLflow at the configured store, or at SQLite in the workspace, and return its URI."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = config.tracking.uri or f"{SQLITE}{workspace.root.resolve() / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    return uri
 
 
 def _make_store(root: Path) -> None:
@@ -153,9 +183,9 @@ def run_tags(config: Config, client: MlflowClient, version: str) -> dict[str, st
 
 def registered_records(config: Config, workspace: Workspace) -> list[dict[str, str]]:
     """Return what `log_version` recorded of the runs that made the registered versions of all models in the store."""
-    if config.tracking.uri is None and not (workspace.root / "mlflow.db").exists():
+    client = connect_to_read(config, workspace)
+    if client is None:
         return []
-    client = connect(config, workspace)
     made_by = sorted({version.run_id for version in mlflow.search_model_versions() if version.run_id})
     return [dict(client.get_run(run).data.tags) for run in made_by]
 
@@ -217,7 +247,7 @@ def log_figures(config: Config, client: MlflowClient, version: str, figures: dic
     run = client.get_model_version(config.tracking.model, version).run_id
     assert run is not None
     now = int(time.time() * 1000)
-    metrics = [Metric(re.sub(r"[^\w. /-]", "_", name), value, now, 0) for name, value in figures.items()]
+    metrics = [Metric(re.sub(METRIC_SIGNS, "_", name), value, now, 0) for name, value in figures.items()]
     client.log_batch(run, metrics=metrics)
 
 
@@ -230,3 +260,38 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def log_days(config: Config, client: MlflowClient, figures: dict[dt.date, dict[str, float]]) -> int:
+    """Log figures of days to the experiment's one run named 'watch', the step being days since 1970.
+
+    A figure that the run has for a day already stays as it is, so that a rerun doubles nothing. Returns how many were
+    logged.
+    """
+    run = _watch_run(config, client)
+    known: dict[str, set[int]] = {}
+    metrics = []
+    for day, values in figures.items():
+        step = (day - EPOCH).days
+        for name, value in values.items():
+            key = re.sub(METRIC_SIGNS, "_", name)
+            if key not in known:
+                known[key] = {metric.step for metric in client.get_metric_history(run, key)}
+            if step not in known[key]:
+                metrics.append(Metric(key, value, step * DAY_MS, step))
+    for start in range(0, len(metrics), METRICS_A_REQUEST):
+        client.log_batch(run, metrics=metrics[start : start + METRICS_A_REQUEST])
+    return len(metrics)
+
+
+def _watch_run(config: Config, client: MlflowClient) -> str:
+    """Return the id of the run named 'watch', and make it where there is none."""
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None, "connect makes it"
+    number = experiment.experiment_id
+    found = client.search_runs([number], "attributes.run_name = 'watch'", order_by=["attributes.start_time ASC"])
+    if found:
+        return str(found[0].info.run_id)
+    made = client.create_run(number, run_name="watch").info.run_id
+    client.set_terminated(made)
+    return str(made)

@@ -3,7 +3,7 @@
 import datetime as dt
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def vacuum(config: Config, workspace: Workspace, *, keep_days: int, dry_run: boo
     """Remove what is older than some days and needed by no registered model version, and say so for each place.
 
     A run folder goes by its last test day, counted back from that of the newest one. A file of a table goes where no
-    version of the last days needs it, nor one that a registered model version or a run folder that stays names. What
-    killed writers left goes likewise.
+    version of the last days needs it, nor one that a registered model version, a run folder that stays or the copy of a
+    published list names. What killed writers left goes likewise.
 
     Raises:
         ValueError: the days are too few, or the workspace holds no table.
@@ -46,6 +46,8 @@ def vacuum(config: Config, workspace: Workspace, *, keep_days: int, dry_run: boo
     records = tracking.registered_records(config, workspace)
     old = old_runs(workspace, keep_days, {record["run"] for record in records if "run" in record})
     needed = needed_versions(records, (run for run in run_folders(workspace) if run not in old))
+    for name, version, _ in _of_lists(workspace):
+        needed[name].add(version)
     removed = [_remove_folder(workspace, run, dry_run=dry_run) for run in old]
     for path in found:
         sizes = tables.vacuum(path, keep_days=keep_days, keep_versions=needed[path.name], dry_run=dry_run)
@@ -76,16 +78,37 @@ def old_runs(workspace: Workspace, keep_days: int, registered: set[str]) -> list
 def needed_versions(records: Iterable[dict[str, str]], runs: Iterable[Path]) -> dict[str, set[int]]:
     """Return the versions of each table, by name, that registered models and run folders were made from."""
     needed: dict[str, set[int]] = defaultdict(set)
+    for name, version, _ in [*_of_models(records), *_of_runs(runs)]:
+        needed[name].add(version)
+    return needed
+
+
+def named_versions(workspace: Workspace, records: Iterable[dict[str, str]]) -> Iterator[tuple[str, int, str]]:
+    """Yield table, version and who names it: registered models, all run folders, and the copies of published lists."""
+    yield from _of_models(records)
+    yield from _of_runs(run_folders(workspace))
+    yield from _of_lists(workspace)
+
+
+def _of_models(records: Iterable[dict[str, str]]) -> Iterator[tuple[str, int, str]]:
     for record in records:
         for name, value in record.items():
             if name.startswith("table_"):
-                needed[name.removeprefix("table_")].add(int(value))
+                yield name.removeprefix("table_"), int(value), f"the registered model of run {record.get('run', '?')}"
+
+
+def _of_runs(runs: Iterable[Path]) -> Iterator[tuple[str, int, str]]:
     for run in runs:
         path = run / "features" / "versions.json"
         versions: dict[str, Any] = read_json(path, "featurize") if path.exists() else {}
         for name, version in versions.items():
-            needed[name].add(int(version))
-    return needed
+            yield name, int(version), f"run {run.name}"
+
+
+def _of_lists(workspace: Workspace) -> Iterator[tuple[str, int, str]]:
+    for path in sorted((workspace.root / "published").glob("[!.]*/version.json")):
+        record = read_json(path, "publish")
+        yield "candidates", int(record["candidates_version"]), f"the published version {record['name']}"
 
 
 def _last_test_day(run: Path) -> dt.date | None:

@@ -161,6 +161,49 @@ def _evaluation(day: str, name: str, segment: str, auc: float) -> dict[str, Any]
     }
 
 
+def _watched(day: str, name: str, segment: str) -> dict[str, Any]:
+    """Return what a watch found of two days, one of them without lists."""
+    measured = {"rows": 400, "positives": 60, "pcoc": _interval(1.1), "log_loss": _interval(0.4)}
+    scarce = {"rows": 40, "positives": 6, "pcoc": None, "log_loss": None, "reason": "6 positives: 30 are needed"}
+    tasks = {"click": measured, "click_and_conversion": measured, "conversion": scarce}
+    shares = {"missing_newest": 0.01, "missing_training": 0.0, "unseen_newest": 0.2, "unseen_training": 0.1}
+    columns = [
+        {"column": f"feature_{n}", "divergence": 0.03, "floor": 0.01, "excess": 0.03 - 0.005 * n, "rows": 400}
+        for n in range(8)
+    ]
+    listed = {
+        "day": day,
+        "impressions": 1200,
+        "explained": 400,
+        "explained_share": 1 / 3,
+        "active_users_share": 0.9,
+        "version": {"name": f"{day}-0123abcd", "model_version": "3", "run": "some", "published_at": f"{day}T01:00"},
+        "list_users": 60,
+        "list_items": 20,
+        "immature": {},
+        "tasks": tasks,
+    }
+    return {
+        "data_set": name,
+        "run": f"{day}-0123abcd",
+        "watched_at": f"{day}T02:00:00+00:00",
+        "newest_day": day,
+        "freshness": {"behind_days": 1, "sentence": f"The lists for {day} are live, 1 day older than the data allow."},
+        "labels": "weight",
+        "days": [{"day": "2026-01-01", "impressions": 9, "reason": "no lists were published for 2026-01-01"}, listed],
+        "tasks": tasks,
+        "at_reference": tasks,
+        "segments": [{"segment": "surface: surface", "value": value, "tasks": tasks} for value in ("feed", segment)],
+        "drift": {
+            "features": {"days": 5, "columns": columns, "shares": [{"column": segment, **shares}]},
+            "predictions": {"days": 4, "day": day, "columns": columns[:1]},
+        },
+        "quarantine": {"now": {segment: 3}, "runs": [{"run": f"{day}-0123abcd", "rows": {}}]},
+        "stages": [{"stage": "train", "seconds": {f"{day}-0123abcd": 1.5}, "usual": None}],
+        "alarms": [{"name": "old lists", "sentence": f"Alarm: the lists of {name} are old.", "figure": 1, "limit": 0}],
+    }
+
+
 @pytest.fixture
 def evaluated_run(tmp_path: Path) -> Callable[..., Path]:
     """Return what writes the folder of a run with every file and key that its report draws."""
@@ -176,6 +219,7 @@ def evaluated_run(tmp_path: Path) -> Callable[..., Path]:
         write_json(folder / "summary.json", {"stages": stages, "digest": "beef"})
         record = {"version": "3", "promoted": True, "decision": "champion: not worse", "data_set": name}
         write_json(folder / "register.json", record)
+        write_json(folder / "watch.json", _watched(day, name, segment))
         return folder
 
     return write

@@ -15,6 +15,7 @@ import pytest
 from pipeline.config import load_config
 from pipeline.html_report import write_comparison, write_run_report
 from pipeline.page import Chart, Section, write_page
+from pipeline.report_watch import write_watch_page
 from pipeline.run import run
 from pipeline.workspace import Workspace
 
@@ -174,6 +175,9 @@ def test_every_chart_of_a_complete_report_is_drawn_and_nothing_is_logged_or_too_
     assert opened.faults() == []
     assert len(opened.marks) > 30
     assert "No seesaw" in opened.text
+    assert {"watch-pcoc-0", "watch-drift-features-0", "watch-drift-predictions-0"} <= set(opened.marks)
+    assert "No lists were published for 2026-01-01." in opened.text
+    assert "Alarm: the lists of shop are old." in opened.text
 
 
 @pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
@@ -209,6 +213,19 @@ def test_every_chart_of_a_real_run_is_drawn_and_no_part_is_missing(
     assert opened.faults() == []
     assert "issing:" not in opened.text
     assert "champion: the first version" in opened.text
+
+
+@pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_page_of_a_watch_stands_alone(
+    evaluated_run: Callable[..., Path], open_page: Callable[..., Opened], window: tuple[int, int]
+) -> None:
+    found = json.loads((evaluated_run() / "watch.json").read_text(encoding="utf-8"))
+    page = evaluated_run("2026-01-04") / "watch.html"
+    write_watch_page(found, page)
+    opened = open_page(page, window)
+    assert opened.faults() == []
+    assert "Watch of shop, 2026-01-05" in opened.text
+    assert "1 day older than the data allow" in opened.text
 
 
 def test_names_from_the_data_are_shown_as_they_are_and_run_nothing(

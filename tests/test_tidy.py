@@ -13,7 +13,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 ONLY_IN = {
-    "deltalake": {"pipeline/tables.py"},
+    # tables.py reads and writes; table_files.py tells a doctor what the log says of the files.
+    "deltalake": {"pipeline/tables.py", "pipeline/table_files.py"},
     "distributed": {"pipeline/dask_engine.py"},
     "faiss": {"pipeline/index.py"},
     "fastapi": {"pipeline/serve.py"},

@@ -7,14 +7,16 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.featurize import days_of, featurize
 from pipeline.ingest import ingest
+from pipeline.run import run
 from pipeline.study_data import Study, load_study
 from pipeline.workspace import Workspace
 
@@ -86,6 +88,32 @@ def small_study(simulated_config: Config, study_workspace: Workspace) -> Study:
     training = simulated_config.training.model_copy(update={"batch_size": 128, "learning_rate": 1e-2})
     config = simulated_config.model_copy(update={"model": model, "training": training})
     return load_study(config, study_workspace, run=run)
+
+
+NIGHTS = (dt.date(2026, 1, 4), dt.date(2026, 1, 5))
+SMALL_NIGHT: dict[str, Any] = {
+    "source.time_zone": "Asia/Shanghai",
+    "evaluation.replicates": 20,
+    "training.epochs": 1,
+    "training.control": False,
+    # What it learns from so little is bad, and asked is only what comes after the gate.
+    "gate.tolerance.log_loss": 9.0,
+    "gate.tolerance.gauc": 1.0,
+    "gate.tolerance.recall": 1.0,
+    "gate.tolerance.coverage": 1.0,
+    "gate.pcoc": (0.01, 100.0),
+    "gate.blocking_alarms": [],
+}
+
+
+@pytest.fixture(scope="session")
+def two_nights(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workspace]:
+    """Return a workspace of two nights, whose lists were published; not to be written to."""
+    example = Path(__file__).parent.parent.parent / "examples" / "simulated.toml"
+    config, workspace = load_config(example, SMALL_NIGHT), Workspace(tmp_path_factory.mktemp("nights") / "workspace")
+    for day in NIGHTS:
+        run(config, workspace, simulated_source, day)
+    return config, workspace
 
 
 def _csv(rows: Rows) -> str:

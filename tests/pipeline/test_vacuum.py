@@ -150,6 +150,21 @@ def test_what_a_run_that_stays_was_made_from_stays_and_reads(workspace: Workspac
     assert _values(workspace.table("examples"), 1) == [1]
 
 
+def test_the_lists_that_a_published_version_names_stay_and_read(workspace: Workspace, simulated_config: Config) -> None:
+    table = workspace.table("candidates")
+    for value in range(4):
+        _write(table, value)
+    _age(table, 10)
+    copy = workspace.root / "published" / "2026-01-01-0123abcd"
+    copy.mkdir(parents=True)
+    write_json(copy / "version.json", {"name": copy.name, "candidates_version": 1})
+    vacuum(simulated_config, workspace, keep_days=5, dry_run=False)
+    assert _values(table, 1) == [1]
+    assert _values(table) == [3]
+    with pytest.raises(FileNotFoundError):
+        _values(table, 0)
+
+
 def test_what_a_killed_vacuum_left_of_a_run_goes(workspace: Workspace, simulated_config: Config) -> None:
     left = _run(workspace, ".2026-01-01-aaaa", 0)
     (workspace.root / "runs" / "notes").mkdir()
