@@ -11,10 +11,7 @@ of files, any as likely, since a moment seldom hits the short time between two o
 night of a workspace, half on the second. `benchmarks/forked.py` tells how a stage is run without its imports.
 """
 
-import hashlib
-import json
 import random
-import re
 import shutil
 import tempfile
 import time
@@ -28,16 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.forked import Ended, answer_of, run_command
+from benchmarks.workspace_digests import Digests, digests, feed_digest, name_of, run_outputs, table_digest
 from pipeline import tables, threads
-from pipeline.checkpoint import FOLDER as CHECKPOINTS
-from pipeline.config import load_config, parse_override
+from pipeline.config import Config, load_config, parse_override
 from pipeline.simulate import simulate
 from pipeline.vacuum import tables_of
 from pipeline.workspace import Workspace
 from pipeline.world import SimulatorConfig
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank")
+STAGES = ("ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank", "publish")
 FIRST, SECOND = "first night", "second night"
 EXAMPLES = {"labelled log": "simulated.toml", "raw events": "events.toml"}
 SMALL = (
@@ -49,13 +46,11 @@ SMALL = (
     "evaluation.ks=[5,20]",
     "evaluation.replicates=30",
     "training.batch_size=128",
+    "gate.pcoc=[0.01,100.0]",  # the model of a world this small need not be good
+    "gate.tolerance={log_loss=9.0,gauc=1.0,recall=1.0,coverage=1.0}",
+    "gate.blocking_alarms=[]",
 )
 WORLD = SimulatorConfig(users=60, items=50, days=5, requests_per_day=80, slots=5, click_rate=0.2, conversion_rate=0.3)
-# A registry counts on, and a table's versions too; what they hold is compared instead.
-COUNTED = ("version", "model_version", "decision", "table_")
-PROMOTION = rb'<section id="section-\d+-promotion">.*?</section>'
-DECISION = re.compile(PROMOTION + rb"|Version \d+: [^<]*|registered version</td><td>\d+", re.DOTALL)
-Digests = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,11 @@ class Scene:
     def workspace(self) -> Workspace:
         """Return the workspace, always at one path: MLflow writes absolute ones."""
         return Workspace(self.root / "workspace")
+
+    @property
+    def config(self) -> Config:
+        """Return the example's configuration for the small world."""
+        return load_config(ROOT / "examples" / EXAMPLES[self.kind], dict(parse_override(text) for text in SMALL))
 
     def saved(self, night: str, stage: str) -> Path:
         """Return where the workspace before a stage is kept."""
@@ -84,13 +84,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a stage does when nothing disturbs it: its seconds, changes of files, commits and outputs."""
+    """What a stage does when nothing disturbs it: seconds, changes of files, commits, outputs; the feed before."""
 
     seconds: float
     changes: int
     commits: dict[str, set[str]]
     runs: dict[str, Digests]
     outputs: Digests
+    feed: str
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,13 @@ def expect(scene: Scene, stages: tuple[str, ...]) -> dict[tuple[str, str], Expec
         for stage in STAGES[: last + 1]:
             _copy(scene.workspace.root, scene.saved(night, stage))
             before = _versions(scene.workspace)
+            feed = answer_of(feed_digest, scene.workspace) if stage == "publish" else ""
             ended = undisturbed(scene, night, stage)
             if stage in stages:
                 commits = dict(_commits(scene.workspace, before))
-                outputs = digests(scene, stage)
+                outputs = digests(scene.workspace, scene.config, stage)
                 runs = run_outputs(scene.workspace)
-                expected[night, stage] = Expected(ended.seconds, ended.changes, commits, runs, outputs)
+                expected[night, stage] = Expected(ended.seconds, ended.changes, commits, runs, outputs, feed)
     return expected
 
 
@@ -166,83 +168,26 @@ def _commits(workspace: Workspace, before: dict[Path, int]) -> Iterator[tuple[st
     """Give each table's digests after every commit from the one before the stage to the last."""
     for path in tables_of(workspace):
         versions = range(before.get(path, 0), tables.version(path) + 1)
-        yield _name(workspace, path), {table_digest(path, version) for version in versions}
-
-
-def _name(workspace: Workspace, path: Path) -> str:
-    return path.relative_to(workspace.root).as_posix()
-
-
-def table_digest(path: Path, version: int | None = None) -> str:
-    """Return the digest of a table's rows, in an order of their own; the model's version is left out."""
-    frame = tables.scan(path, version).collect()
-    frame = frame.select(sorted(set(frame.columns) - {"model_version"}))
-    flat = [name for name, kind in frame.schema.items() if not kind.is_nested()]
-    return tables.digest(frame.sort(flat, maintain_order=True, nulls_last=True))
-
-
-def digests(scene: Scene, stage: str) -> Digests:
-    """Return a digest of every table and of every file of runs/ and features/; for register, of the champion too."""
-    workspace = scene.workspace
-    found = {_name(workspace, path): table_digest(path) for path in tables_of(workspace)}
-    for folder in ("runs", "features", "tables"):
-        for file in (workspace.root / folder).rglob("*"):
-            if file.is_file() and not any((parent / "_delta_log").exists() for parent in file.parents):
-                found[_name(workspace, file)] = _file_digest(workspace, file)
-    if stage == "register":
-        found["champion"] = answer_of(_champion_digest, scene)  # MLflow keeps the database open
-    return found
-
-
-def _file_digest(workspace: Workspace, file: Path) -> str:
-    content = file.read_bytes()
-    if file.suffix == ".json":
-        values = json.loads(content)
-        if file.name == "versions.json":
-            values = {name: table_digest(workspace.table(name), version) for name, version in values.items()}
-        elif isinstance(values, dict):
-            values = {key: value for key, value in values.items() if not key.startswith(COUNTED)}
-        content = json.dumps(values, sort_keys=True).encode()
-    elif file.suffix == ".html":
-        content = DECISION.sub(b"", content)  # as of JSON: a registry counts on, and holds what was registered before
-    return hashlib.sha256(content).hexdigest()
-
-
-def _champion_digest(scene: Scene) -> str:
-    from pipeline import tracking
-
-    config = load_config(ROOT / "examples" / EXAMPLES[scene.kind], dict(parse_override(text) for text in SMALL))
-    with tempfile.TemporaryDirectory() as scratch:
-        champion = tracking.champion(config, tracking.connect(config, scene.workspace), Path(scratch))
-        if champion is None:
-            return "none"
-        files = sorted(path for path in champion.folder.rglob("*") if path.is_file())
-        return " ".join(f"{path.name} {_file_digest(scene.workspace, path)}" for path in files)
+        yield name_of(workspace, path), {table_digest(path, version) for version in versions}
 
 
 def broken(scene: Scene, night: str, stage: str, expected: Expected) -> list[str]:
     """Return what a kill broke: tables that are gone, cannot be read or hold what no commit held, halves of outputs."""
     workspace, saved = scene.workspace, Workspace(scene.saved(night, stage))
-    gone = {_name(saved, path) for path in tables_of(saved)} - {_name(workspace, path) for path in tables_of(workspace)}
+    gone = {name_of(saved, path) for path in tables_of(saved)} - {
+        name_of(workspace, path) for path in tables_of(workspace)
+    }
     complaints = [f"{name} is gone" for name in sorted(gone)]
     for path in filter(tables.exists, tables_of(workspace)):  # a table without its first commit is a folder only
-        name = _name(workspace, path)
+        name = name_of(workspace, path)
         try:
             if table_digest(path) not in expected.commits.get(name, set()):
                 complaints.append(f"{name} holds part of a commit")
         except Exception as error:  # noqa: BLE001  # whatever keeps a table from being read is what is looked for
             complaints.append(f"{name} cannot be read: {error}")
+    if stage == "publish" and answer_of(feed_digest, workspace) not in {expected.feed, expected.outputs["feed"]}:
+        complaints.append("the feed is neither the old nor the new one")
     return complaints + _halves(workspace.root, run_outputs(saved), expected.runs)
-
-
-def run_outputs(workspace: Workspace) -> dict[str, Digests]:
-    """Return the digests of the files of each output of a run, `runs/<id>/<output>`: of no drafts or checkpoints."""
-    found: dict[str, Digests] = {}
-    for file in sorted((workspace.root / "runs").rglob("*")):
-        name = "/".join(file.relative_to(workspace.root).parts[:3])
-        if file.is_file() and not Path(name).name.startswith(".") and Path(name).name != CHECKPOINTS:
-            found.setdefault(name, {})[_name(workspace, file)] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
 
 
 def _halves(root: Path, before: dict[str, Digests], after: dict[str, Digests]) -> list[str]:
@@ -269,7 +214,7 @@ def try_once(scene: Scene, night: str, stage: str, expected: Expected, *, moment
     found_broken = broken(scene, night, stage, expected)
     try:
         undisturbed(scene, night, stage)
-        found = digests(scene, stage)
+        found = digests(scene.workspace, scene.config, stage)
         names = sorted(set(found) | set(expected.outputs))
         different = [name for name in names if found.get(name) != expected.outputs.get(name)]
     except RuntimeError as error:

@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import feed_commands, registry_commands, run_commands, study, threads, torchrun, upkeep
+from pipeline import doctor_command, feed_commands, registry_commands, run_commands, study, threads, torchrun, upkeep
 from pipeline.options import (
     HERE,
     SIMULATED,
@@ -54,7 +55,7 @@ SPACE_WORDS = ("No space left on device", "File too large", "Disk quota exceeded
 
 app = typer.Typer(
     help="Interaction logs in, ranked candidate lists out. The stages, in order: ingest, featurize, train, calibrate, "
-    "evaluate, register, retrieve, rank; `run` runs them all.",
+    "evaluate, register, retrieve, rank, publish; `run` runs them all.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -88,7 +89,7 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     """Run every stage that is not finished and print what came out."""
     from rich.console import Console
 
-    from pipeline.report import summary_table, verdict_lines
+    from pipeline.report import feed_line, summary_table, verdict_lines
     from pipeline.run import Span
     from pipeline.run import run as run_all
 
@@ -109,7 +110,7 @@ def run(  # noqa: PLR0913, PLR0917  # typer reads options from the signature
     console.print(
         f"version {made['registered_version']}: {made['decision']}\n"
         f"lists for {lists['scored_for']}: {lists['path']} ({lists['rows']:,} rows, {lists['users']:,} users, "
-        f"model version {made['model_version']})\n"
+        f"model version {made['model_version']})\n{feed_line(made['published'])}\n"
         f"report: {made['report']}\n{made['seconds']:.1f} s, peak {made['peak_mib']:.0f} MiB, digest {made['digest']}",
         soft_wrap=True,
         highlight=False,
@@ -184,13 +185,16 @@ def _stage(name: str) -> Callable[..., None]:
 
 
 def _call(name: str, config: "Config", workspace: "Workspace", source: str, when: tuple[dt.date | None, bool]) -> None:
-    from pipeline import calibrate, evaluate, featurize, ingest, register, run, serve_lists, train
+    from pipeline import calibrate, evaluate, featurize, ingest, publish, register, run, serve_lists, train, watch
     from pipeline.run_record import execute
     from pipeline.stage import measure
 
     date, force = when
     if name == "ingest":
         measure(name, lambda: ingest.ingest(config, workspace, source, date))
+        return
+    if name == run.WATCH:
+        measure(name, lambda: watch.watch(config, workspace, run.watched_days(config, workspace, date)))
         return
     days = featurize.days_of(config, workspace, date)
     job = run.job_of(config, workspace, days, source, run.Span(again=name if force else None))
@@ -204,6 +208,7 @@ def _call(name: str, config: "Config", workspace: "Workspace", source: str, when
         "register": register.register,
         "retrieve": serve_lists.retrieve,
         "rank": serve_lists.rank,
+        "publish": partial(publish.publish, force=force),
     }
     execute(job, name, lambda: stages[name](config, workspace, days))
 
@@ -217,6 +222,8 @@ STAGES = {
     "register": "Register the model in MLflow; promote it if it is no worse.",
     "retrieve": "Build the index and find every user's candidates with the champion.",
     "rank": "Score the candidates with the champion: tables/candidates.",
+    "publish": "Put the lists into the backend's store (feed.url) and switch to them at once, unless the gate refused.",
+    "watch": "Tell what the published lists came to, how old the live ones are, and what has drifted.",
 }
 for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_stage(_name))
@@ -228,12 +235,12 @@ for _command in (
     upkeep.audit,
     upkeep.backfill,
     upkeep.vacuum,
+    doctor_command.doctor,
     run_commands.runs,
     run_commands.show,
     registry_commands.promote,
     registry_commands.rollback,
     registry_commands.history,
-    feed_commands.publish,
     feed_commands.serve,
 ):
     app.command()(_command)

@@ -1,6 +1,6 @@
 """The tables [feed] and [serve] of a configuration file: where lists are published, and the service that shows them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +23,10 @@ class FeedSection(Section):
     )
     fallback_length: Positive = Field(default=100, description="items of the list of users without one of their own")
     min_users_share: Share = Field(default=0.5, description="users of a version against those of the one before")
+    when_refused: Literal["keep", "champion"] = Field(
+        default="keep",
+        description="where the gate refuses a model: published lists stay, or the champion's new ones go",
+    )
     audit_versions: Positive = Field(default=14, description="latest versions whose Parquet copy is kept")
 
     @field_validator("url", mode="before")

@@ -8,8 +8,8 @@ import polars as pl
 
 from pipeline.gate_page import promotion_section
 from pipeline.metrics import METRICS, paired_difference
-from pipeline.page import Block, Missing, Section, Table, Text, write_page
-from pipeline.report import HEADLINE, SPACES, interval
+from pipeline.page import Alarm, Block, Missing, Section, Table, Text, write_page
+from pipeline.report import HEADLINE, SPACES, feed_line, interval
 from pipeline.report_inputs import config_section, data_section, versions_section
 from pipeline.report_lists import retrieval_section
 from pipeline.report_model import baselines_section, experts_section, training_section, verdicts
@@ -23,6 +23,7 @@ from pipeline.report_quality import (
     segments_section,
     sentence_case,
 )
+from pipeline.report_watch import watch_section
 from pipeline.run_files import RunFiles, earlier_run, read_run
 from pipeline.workspace import read_json
 
@@ -56,7 +57,7 @@ def write_evaluation_report(folder: Path, evaluation: Path) -> None:
     """
     found = read_json(evaluation / "evaluation.json", "evaluate")
     training = read_json(folder / "model" / "training.json", "train")
-    _write(RunFiles(folder, found, training, register=None, summary=None), evaluation / "report.html")
+    _write(RunFiles(folder, found, training, register=None, published=None, summary=None), evaluation / "report.html")
 
 
 def _write(run: RunFiles, output: Path) -> None:
@@ -86,6 +87,7 @@ def write_comparison(folder: Path, other: Path, output: Path) -> None:
 def _sections(runs: Runs) -> list[Section]:
     makers = (
         promotion_section,
+        watch_section,
         baselines_section,
         calibration_section,
         curves_section,
@@ -124,7 +126,10 @@ def _introduction(run: RunFiles) -> list[Block]:
         )
     if run.register is None:
         return [*blocks, Missing("Not registered yet: `counterpoise register` decides whether it becomes champion.")]
-    return [*blocks, Text(f"Version {run.register['version']}: {run.register['decision']}.")]
+    blocks.append(Text(f"Version {run.register['version']}: {run.register['decision']}."))
+    if run.published is None:
+        return [*blocks, Missing("Not published yet: `counterpoise publish` decides whether its lists are read.")]
+    return [*blocks, (Alarm if run.published["kept"] else Text)(f"{sentence_case(feed_line(run.published))}.")]
 
 
 def _beside_yesterday(run: RunFiles) -> list[Block]:

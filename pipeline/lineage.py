@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import polars as pl
 
 from pipeline import tables
+from pipeline.publish import AUDIT, STATE
+from pipeline.report import feed_line
 from pipeline.run_record import STEPS, read_record
 from pipeline.workspace import Workspace
 
@@ -45,11 +48,13 @@ def _run_line(folder: Path) -> RunLine:
 
 
 def find_run(workspace: Workspace, name: str) -> Path:
-    """Return the folder of a run by its name, or by the beginning of it.
+    """Return the folder of a run by its name, by the beginning of it, or by a version that was published from it.
 
     Raises:
         ValueError: none or several begin so.
     """
+    if copy := _json(workspace.root / AUDIT / name / "version.json"):
+        name = copy["run"]
     folders = sorted(path for path in (workspace.root / "runs").glob("*") if path.name.startswith(name))
     exact = [path for path in folders if path.name == name]
     if len(exact or folders) != 1:
@@ -59,11 +64,11 @@ def find_run(workspace: Workspace, name: str) -> Path:
 
 
 def lineage(workspace: Workspace, folder: Path) -> list[str]:
-    """Return a line for each thing that the run's lists were made of, from the lists to the source's files.
+    """Return a line for each thing that the run's lists were made of, from what was published to the source's files.
 
     The lists are of the champion, which another run may have made: from the model on, the lines are of that run.
     """
-    lines = []
+    lines = list(_published_lines(workspace, folder))
     maker = folder
     made = _json(folder / "index" / "model.json")
     if made:
@@ -76,6 +81,19 @@ def lineage(workspace: Workspace, folder: Path) -> list[str]:
     lines += [f"table {name}: version {number}" for name, number in sorted(versions.items())]
     files = _source_files(workspace, versions.get("interactions"))
     return lines + [f"source {name.replace(':', ' ')}: sha256 {digest}" for name, digest in sorted(files.items())]
+
+
+def _published_lines(workspace: Workspace, folder: Path) -> Iterator[str]:
+    """Tell each version that the run published whose copy is kept, and what readers see where it is none of them."""
+    for path in sorted((workspace.root / AUDIT).glob("*/version.json")):
+        if (copy := _json(path))["run"] == folder.name:
+            yield (
+                f"published: version {copy['name']} to {copy['store']} at {copy['published_at']}: lists for "
+                f"{copy['scored_for']}, from table candidates version {copy['candidates_version']}, model version "
+                f"{copy['model_version']}"
+            )
+    if (state := _json(folder / STATE)) and state["kept"]:
+        yield feed_line(state)
 
 
 def _lists_line(workspace: Workspace, day: dt.date) -> str:

@@ -24,10 +24,17 @@ WarmStart = Annotated[
     bool, typer.Option("--warm-start", help="Begin from the champion; same as --set training.warm_start=true.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Run it again even where it is finished and what it reads is unchanged.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Run it again even where it is finished and what it reads is unchanged; `publish --force` also puts "
+        "earlier lists, those of far fewer users and those of a refused night in place.",
+    ),
 ]
 StageName = Annotated[
-    Literal["ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank"],
+    Literal[
+        "ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank", "publish", "watch"
+    ],
     typer.Option(),
 ]
 LogFormat = Annotated[

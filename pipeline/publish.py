@@ -1,4 +1,7 @@
-"""Publish: put a day's lists into the backend's store and switch to them at once, with a Parquet copy for audits."""
+"""Publish: put a day's lists into the backend's store and switch to them at once, with a Parquet copy for audits.
+
+Where they are not to be read, those that were published stay, and the run says why and how old they are.
+"""
 
 import datetime as dt
 import hashlib
@@ -6,6 +9,7 @@ import secrets
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -16,12 +20,33 @@ from pipeline.featurize import run_folder
 from pipeline.feed_encode import Day, Digest, batches, read_day
 from pipeline.feed_records import FORMAT, Catalogue, Version
 from pipeline.feed_store import Draft, Store, open_store
+from pipeline.html_report import write_run_report
 from pipeline.scoring import popularity
 from pipeline.split import Days
 from pipeline.stage import Outcome, progress
 from pipeline.workspace import Workspace, read_json, replaced_folder, write_json, write_parquet
 
 AUDIT = "published"
+STATE = "published.json"
+"""In the run's folder: which lists readers see since this run, and why they are not its own."""
+NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What readers see after a publish.
+
+    Attributes:
+        version: the record of the version, None where nothing was ever published.
+        published: yes, or no and why.
+        kept: why it is not of this run's lists;  where it is.
+        candidates: rows that were looked at.
+    """
+
+    version: Version | None
+    published: str
+    kept: str = ""
+    candidates: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,33 +87,87 @@ class Ready:
 
 
 def publish(config: Config, workspace: Workspace, days: Days, *, force: bool = False) -> Outcome:
-    """Publish the lists of the serving day to feed.url, or say that the same lists are there already.
+    """Publish the lists of the serving day to feed.url, or say why those that are there stay.
 
     Readers see the version before or this one, never a mix; the one before stays readable until the next publish. The
-    Parquet copy is `published/<version>/` in the workspace.
+    Parquet copy is `published/<version>/` in the workspace. published.json in the run's folder, and its report where
+    it was evaluated, tell which lists are read. That lists stay is no failure: a backfill or a refused model is none.
 
     Args:
         config: names the store.
         workspace: holds the lists.
         days: the day that they are for.
-        force: publish whatever stands in the store, such as a later day or many more users.
+        force: publish whatever stands in the store, such as a later day or many more users, and whatever the gate said.
 
     Raises:
-        ValueError: there are no lists of that day or they are not of this run, they are older or of far fewer users
-            than those that are published, or the store cannot be used.
+        ValueError: there are no lists of that day or they are not of this run, they are of far fewer users than those
+            that are published, or the store cannot be used.
     """
-    ready = find_lists(config, workspace, days)
-    store = open_store(config.feed.url, workspace.root)
+    folder = run_folder(config, workspace, days)
+    live = _make_live(config, workspace, days, force=force)
+    shown: dict[str, Any] = {"version": None, "model_version": None, "scored_for": None, "run": None}
+    if live.version is not None:
+        shown = {name: getattr(live.version, name) for name in ("model_version", "scored_for", "run")}
+        shown |= {"version": live.version.name}
+    write_json(folder / STATE, {**shown, "store": config.feed.url, "kept": live.kept})
+    if (folder / "evaluation").exists():
+        write_run_report(folder, folder / "evaluation" / "report.html")
+    notes = {name: shown[name] for name in ("scored_for", "version", "model_version")}
+    users = 0 if live.version is None else live.version.users
+    return Outcome(live.candidates, users, {**notes, "published": live.published})
+
+
+def _make_live(config: Config, workspace: Workspace, days: Days, *, force: bool) -> Live:
+    folder, store = run_folder(config, workspace, days), open_store(config.feed.url, workspace.root)
     current = None if force else store.current()
-    audit = workspace.root / AUDIT
+    kept = None if force else why_kept(config, folder, days, current)
+    if kept is not None:
+        return Live(version=current, published=f"no, {kept}", kept=kept)
+    ready = find_lists(config, workspace, days)
     if current is not None:
         if _is_same(ready, current):
-            return _outcome(ready, current, "no, the same lists are there")
-        check_against(ready, current, config.feed.min_users_share)
+            return Live(version=current, published="no, the same lists are there", candidates=ready.day.candidates)
+        check_users(ready, current, config.feed.min_users_share)
+    audit = workspace.root / AUDIT
     _remove_leftovers(audit, config.feed.url, current)
-    published = write_version(ready, store, config.feed.url, audit)
+    version = write_version(ready, store, config.feed.url, audit)
     _keep_latest(audit, config.feed.audit_versions)
-    return _outcome(ready, published, "yes")
+    return Live(version=version, published="yes", candidates=ready.day.candidates)
+
+
+def why_kept(config: Config, folder: Path, days: Days, current: Version | None) -> str | None:
+    """Say why the published lists stay; None where those of this run shall take their place.
+
+    Lists of a model that its gate refused are none: they are of the champion, and stay back unless feed.when_refused
+    says otherwise. Where the refused version was made champion by hand, its lists are what is asked for.
+
+    Raises:
+        ValueError: retrieve or register has not run.
+    """
+    made = read_json(folder / "index" / "model.json", "retrieve")
+    registered = read_json(folder / "register.json", "register")
+    day = str(days.scored_for)
+    if current is not None and day < current.scored_for:
+        return (
+            f"lists for {current.scored_for} are published, these are for {day}; they stay, `counterpoise publish "
+            "--force` goes back"
+        )
+    refused = registered.get("decision_gate") == "failed" and made["version"] != registered["version"]
+    if not refused or config.feed.when_refused == "champion":
+        return None
+    if current is None:
+        stay = "nothing was published before: readers have no lists"
+    else:
+        age = current.age_days(days.scored_for)
+        stay = f"lists for {current.scored_for}, {age} day{'' if age == 1 else 's'} old on {day}, stay"
+    return f"the gate refused version {registered['version']} ({_failed(registered)}); {stay}"
+
+
+def _failed(registered: dict[str, Any]) -> str:
+    """Name the first checks that failed, and how many more did."""
+    names = [check["name"] for check in registered["decision_checks"] if check["verdict"] == "failed"]
+    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    return f"failed: {', '.join(names[:NAMED] + more)}"
 
 
 def find_lists(config: Config, workspace: Workspace, days: Days) -> Ready:
@@ -128,21 +207,17 @@ def _fallback(config: Config, workspace: Workspace, lists: Day, day: dt.date) ->
     return [int(number) for number in ranked[: config.feed.fallback_length]]
 
 
-def check_against(ready: Ready, current: Version, min_users_share: float) -> None:
-    """Refuse lists that are worse to have than those that are published.
+def check_users(ready: Ready, current: Version, min_users_share: float) -> None:
+    """Refuse lists of far fewer users than have published ones.
 
     Raises:
-        ValueError: they are of an earlier day, or of far fewer users.
+        ValueError: they are.
     """
-    if str(ready.scored_for) < current.scored_for:
-        raise ValueError(
-            f"lists for {current.scored_for} are published, these are for {ready.scored_for}: use --force to go back"
-        )
     users = len(ready.day.users)
     if users < min_users_share * current.users:
         raise ValueError(
             f"{users:,} users have lists, {current.users:,} have in the published version {current.name}: less than "
-            f"feed.min_users_share = {min_users_share}; find out where they went, or use --force"
+            f"feed.min_users_share = {min_users_share}; find out where they went, or use `counterpoise publish --force`"
         )
 
 
@@ -204,8 +279,3 @@ def _remove(copy: Path) -> None:
     gone = copy.with_name(f".{copy.name}")  # a kill must leave no half of a copy under its name
     copy.rename(gone)
     shutil.rmtree(gone)
-
-
-def _outcome(ready: Ready, version: Version, published: str) -> Outcome:
-    notes = {"version": version.name, "model_version": version.model_version, "published": published}
-    return Outcome(ready.day.candidates, version.users, {"scored_for": version.scored_for, **notes})

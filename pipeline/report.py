@@ -110,6 +110,17 @@ def _list_tables(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def feed_line(published: dict[str, Any]) -> str:
+    """Say which lists readers see since a run, and why they are not its own."""
+    if published["version"] is None:
+        return f"not published: {published['kept']}"
+    live = (
+        f"{published['store']} has version {published['version']}, lists for {published['scored_for']} of model "
+        f"version {published['model_version']}"
+    )
+    return f"not published: {published['kept']}; {live}" if published["kept"] else f"published: {live}"
+
+
 def verdict_lines(summary: dict[str, Any]) -> list[str]:
     """Return a line a verdict, those that alarm first and marked."""
     verdicts = sorted(summary["evaluation"]["diagnostics"]["verdicts"], key=lambda verdict: not verdict["alarm"])

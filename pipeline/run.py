@@ -3,6 +3,8 @@
 import datetime as dt
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +20,21 @@ from pipeline.evaluate import evaluate
 from pipeline.featurize import days_of, featurize, run_folder, table_versions
 from pipeline.html_report import write_run_report
 from pipeline.ingest import ingest
+from pipeline.publish import STATE, publish
 from pipeline.register import register
 from pipeline.run_record import STEPS, Job, execute
 from pipeline.serve_lists import champion_version, rank, retrieve
 from pipeline.split import Days
-from pipeline.stage import Measured, Outcome, measure
+from pipeline.stage import LOG, Measured, Outcome, measure
 from pipeline.train import train
+from pipeline.watch import watch
 from pipeline.workspace import Workspace, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STAGES = ["ingest", *STEPS]
+WATCH = "watch"
+STAGES = ["ingest", *STEPS, WATCH]
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,49 @@ def run(
 
     Returns:
         Where the span ends before the last stage only the run's name and the stages.
+
+    Raises:
+        ValueError: a stage failed; watch, if it is among the stages, has told what readers have instead.
     """
-    with open_engine(config):  # once, so that the stages share its processes
-        return _run(config, workspace, source, date, span)
+    with open_engine(config), _watched_failure(config, workspace, date, span):  # one engine, whose processes all share
+        measured = [measure("ingest", lambda: ingest(config, workspace, source, date))]
+        if span.until == "ingest":
+            return {"run": None, "stages": {"ingest": measured[0].as_dict()}}
+        days = days_of(config, workspace, date)
+        measured += _stages(config, workspace, source, days, span)
+    if WATCH in span.names():
+        measured.append(measure(WATCH, lambda: watch(config, workspace, days)))
+        return summarise(config, workspace, days, measured)
+    stages = {stage.name: stage.as_dict() for stage in measured}
+    return {"run": run_folder(config, workspace, days).name, "stages": stages}
 
 
-def _run(config: Config, workspace: Workspace, source: str | Path, date: dt.date | None, span: Span) -> dict[str, Any]:
-    measured = [measure("ingest", lambda: ingest(config, workspace, source, date))]
-    if span.until == "ingest":
-        return {"run": None, "stages": {"ingest": measured[0].as_dict()}}
-    days = days_of(config, workspace, date)
+@contextmanager
+def _watched_failure(config: Config, workspace: Workspace, date: dt.date | None, span: Span) -> Iterator[None]:
+    """Watch after a failure, so that what readers have instead is told; the failure stays what it was."""
+    try:
+        yield
+    except Exception:
+        if WATCH in span.names() and tables.exists(workspace.table("interactions")):
+            try:
+                measure(WATCH, lambda: watch(config, workspace, watched_days(config, workspace, date)))
+            except ValueError as error:
+                LOG.warning("watch: %s", error)
+        raise
+
+
+def watched_days(config: Config, workspace: Workspace, date: dt.date | None) -> Days:
+    """Return the days of a night; where the log of its day has not come, those of the night before.
+
+    Raises:
+        ValueError: no night can have been.
+    """
+    present = tables.days(workspace.table("interactions"))
+    before = [day for day in present if date is not None and day <= date]
+    return days_of(config, workspace, before[-1] if before else date)
+
+
+def _stages(config: Config, workspace: Workspace, source: str | Path, days: Days, span: Span) -> list[Measured]:
     job = job_of(config, workspace, days, source, span)
     stages: dict[str, Callable[[], Outcome]] = {
         "featurize": lambda: featurize(config, workspace, days),
@@ -86,11 +124,9 @@ def _run(config: Config, workspace: Workspace, source: str | Path, date: dt.date
         "register": lambda: register(config, workspace, days),
         "retrieve": lambda: retrieve(config, workspace, days),
         "rank": lambda: rank(config, workspace, days),
+        "publish": lambda: publish(config, workspace, days),  # its refusals hold even where stages are run again
     }
-    measured += [execute(job, name, stage) for name, stage in stages.items() if name in span.names()]
-    if span.until not in {None, STAGES[-1]}:
-        return {"run": job.folder.name, "stages": {stage.name: stage.as_dict() for stage in measured}}
-    return summarise(config, workspace, days, measured)
+    return [execute(job, name, stage) for name, stage in stages.items() if name in span.names()]
 
 
 def job_of(config: Config, workspace: Workspace, days: Days, source: str | Path, span: Span) -> Job:
@@ -121,6 +157,7 @@ def summarise(config: Config, workspace: Workspace, days: Days, stages: list[Mea
             "scored_for": str(days.scored_for),
             **counts,
         },
+        "published": read_json(folder / STATE, "publish"),
         "evaluation": read_json(folder / "evaluation" / "evaluation.json", "evaluate"),
         "report": str(folder / "evaluation" / "report.html"),
         "config": config.model_dump(mode="json"),

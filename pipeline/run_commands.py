@@ -29,7 +29,7 @@ def runs(workspace: WorkspaceFolder = HERE) -> None:
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="Name of a run, or how it begins.")],
+    run: Annotated[str, typer.Argument(help="Name of a run, how it begins, or a published version.")],
     workspace: WorkspaceFolder = HERE,
 ) -> None:
     """Show a run: each stage with what it read, and its lists back to the files of the source."""

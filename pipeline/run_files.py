@@ -7,7 +7,13 @@ from typing import Any
 
 from pipeline.workspace import Workspace, read_json
 
-LEFT = {"training": "model/training.json", "register": "register.json", "summary": "summary.json"}
+LEFT = {
+    "training": "model/training.json",
+    "register": "register.json",
+    "published": "published.json",
+    "summary": "summary.json",
+    "watch": "watch.json",
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,9 @@ class RunFiles:
     evaluation: dict[str, Any]
     training: dict[str, Any] | None
     register: dict[str, Any] | None
+    published: dict[str, Any] | None
     summary: dict[str, Any] | None
+    watch: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:

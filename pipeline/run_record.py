@@ -13,6 +13,7 @@ from pipeline import tables, torchrun
 from pipeline.code_version import code_digest
 from pipeline.config import Config
 from pipeline.featurize import run_folder
+from pipeline.feed_store import open_store
 from pipeline.split import Days
 from pipeline.stage import LOG, Measured, Outcome, measure
 from pipeline.workspace import Workspace, write_json
@@ -29,17 +30,20 @@ class Step:
         tables: Delta tables whose version it reads.
         files: files of the run's folder that earlier stages made, as patterns.
         made: files of the run's folder that it makes, as patterns.
-        made_days: table and partition column of which it writes the serving day.
+        makes_lists: whether it writes the serving day of tables/candidates.
         champion: whether it depends on which version is champion.
+        publishes: whether it reads the serving day's lists and makes a version of the feed.
     """
 
     tables: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
-    made_days: tuple[str, str] | None = None
+    makes_lists: bool = False
     champion: bool = False
+    publishes: bool = False
 
 
+LISTS = ("candidates", "scored_for")
 FEATURES = ("features/versions.json", "features/encoder.json", "features/base.json")
 STEPS = {
     "featurize": Step(tables=("interactions", "users", "items"), made=("features/*.json", "features/*.parquet")),
@@ -49,7 +53,10 @@ STEPS = {
     # Which champion it met is history: one that came later is no reason to register the same model once more.
     "register": Step(files=("model/*.json", "evaluation/evaluation.json"), made=("register.json",)),
     "retrieve": Step(files=FEATURES, made=("index/*",), champion=True),
-    "rank": Step(files=(*FEATURES, "index/*"), made_days=("candidates", "scored_for"), champion=True),
+    "rank": Step(files=(*FEATURES, "index/*"), makes_lists=True, champion=True),
+    "publish": Step(
+        tables=("interactions",), files=("index/model.json", "register.json"), made=("published.json",), publishes=True
+    ),
 }
 """The stages after ingest, in order. Ingest keeps its own record, in the table: which files it has read."""
 
@@ -83,9 +90,9 @@ class Job:
 def execute(job: Job, name: str, stage: Callable[[], Outcome]) -> Measured:
     """Run a stage and record it, or skip it where it is finished and what it reads is unchanged."""
     step = STEPS[name]
-    inputs = inputs_of(job, step)
     known = read_record(job.folder).get(name)
-    if name not in job.again and known is not None and known["inputs"] == inputs and known["made"] == _made(job, step):
+    inputs = inputs_of(job, step)
+    if name not in job.again and known is not None and _holds(job, step, known, inputs):
         told = {"stage": name, "skipped": known["ended"]}
         LOG.info(
             "%-9s skipped: it ended at %s, and what it reads is unchanged", name, known["ended"], extra={"fields": told}
@@ -115,6 +122,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _holds(job: Job, step: Step, known: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Return whether a stage would make again what it made, and that is still there.
+
+    Lists of a past day are history: a champion of today was fitted on what happened since, and makes none again.
+    """
+    if step.champion and any(day > job.days.scored_for for day in tables.days(job.workspace.table(LISTS[0]), LISTS[1])):
+        inputs = inputs | {"champion": known["inputs"]["champion"]}
+    return bool(known["inputs"] == inputs and known["made"] == _made(job, step))
+
+
 def inputs_of(job: Job, step: Step) -> dict[str, str]:
     """Return what decides a stage's outcome, each as a short text."""
     found = {"config": job.config.digest(), "code": code_digest(), "days": _told(job.days), "source": job.source}
@@ -124,7 +141,14 @@ def inputs_of(job: Job, step: Step) -> dict[str, str]:
     found |= {f"file {name}": digest for name, digest in _digests(job.folder, step.files)}
     if step.champion:
         found["champion"] = str(job.champion())
+    if step.publishes:
+        found["feed"] = job.config.feed.model_dump_json()
+        found["lists"] = _lists(job)
     return found
+
+
+def _lists(job: Job) -> str:
+    return tables.fingerprints(job.workspace.table(LISTS[0]), LISTS[1]).get(job.days.scored_for, "none")
 
 
 def _told(days: Days) -> str:
@@ -142,10 +166,11 @@ def _ranges(days: list[dt.date]) -> Iterator[str]:
 
 def _made(job: Job, step: Step) -> dict[str, str]:
     found = dict(_digests(job.folder, step.made))
-    if step.made_days is not None:
-        table, column = step.made_days
-        days = tables.fingerprints(job.workspace.table(table), column)
-        found[f"table {table}"] = days.get(job.days.scored_for, "none")
+    if step.makes_lists:
+        found[f"table {LISTS[0]}"] = _lists(job)
+    if step.publishes:
+        current = open_store(job.config.feed.url, job.workspace.root).current()
+        found["feed"] = "none" if current is None else current.name
     return found
 
 

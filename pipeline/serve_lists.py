@@ -35,7 +35,11 @@ def _champion(config: Config, workspace: Workspace, days: Days, engine: Engine, 
     try:
         found = tracking.champion(config, tracking.connect(config, workspace), scratch)
         if found is None:
-            raise ValueError(f"no version of {config.tracking.model!r} is champion: run `counterpoise register` first")
+            raise ValueError(
+                f"no version of {config.tracking.model!r} is champion: run `counterpoise register` first; where its "
+                "gate refused every model, `counterpoise history` says why, and `counterpoise promote VERSION --force` "
+                "makes one champion by hand"
+            )
         bundle = load_bundle(found.folder, found.version)
         check_features(bundle, plan_of(config))
         weights_of(config, bundle.ranker.spec.outputs(), bundle.version)

@@ -16,6 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline import tables, threads
+from pipeline.feed import Feed
 from pipeline.simulate import simulate
 from pipeline.world import SimulatorConfig
 
@@ -101,7 +102,7 @@ def test_two_runs_of_one_seed_give_identical_tables_and_weights(first: Ran, seco
 
 def test_a_run_that_is_repeated_skips_all_stages_and_registers_no_second_version(first: Ran) -> None:
     again = _run(first.source, first.workspace)
-    assert again.logged.count("skipped: it ended at") == 7
+    assert again.logged.count("skipped: it ended at") == 8
     assert (again.summary["registered_version"], again.summary["digest"]) == ("1", first.summary["digest"])
     listed = _command("runs", "--workspace", str(first.workspace))
     assert f"{first.summary['run']}" in listed.stdout
@@ -156,6 +157,38 @@ def test_lists_hold_no_clicked_and_no_unborn_item(first: Ran) -> None:
     assert lists.join(items, on="item_id").filter(pl.col("available_from") > str(day)).height == 0
 
 
+def test_a_backend_reads_the_lists_that_were_ranked(first: Ran) -> None:
+    feed = Feed.open("lmdb:feed", first.workspace)
+    published = first.summary["published"]
+    assert (feed.version.name, feed.version.run, published["kept"]) == (published["version"], first.summary["run"], "")
+    assert f"published: lmdb:feed has version {feed.version.name}" in first.printed
+    assert f"lmdb:feed has version {feed.version.name}" in (first.folder / "evaluation" / "report.html").read_text()
+    for (user,), ranked in first.lists().head(100).partition_by("user_id", as_dict=True).items():
+        (found,) = feed.lists([user])
+        assert found.items == ranked["item_id"].to_list()
+        assert found.outputs["score"] == pytest.approx(ranked["score"].to_list(), rel=2**-11)
+
+
+def test_a_published_version_is_shown_back_to_the_files_of_its_source(first: Ran) -> None:
+    version = first.summary["published"]["version"]
+    shown = _command("show", version, "--workspace", str(first.workspace)).stdout
+    assert f"run {first.summary['run']}" in shown
+    assert f"published: version {version} to lmdb:feed at 20" in shown
+    assert "from table candidates version 0, model version 1" in shown
+    assert "source file impressions/2026-01-01.parquet: sha256 " in shown
+
+
+def test_after_a_failure_readers_are_watched_and_the_failure_is_told(first: Ran) -> None:
+    watched = first.folder / "watch.json"
+    watched.unlink()
+    sets = [part for text in (*SMALL, 'feed.fields=["nope"]') for part in ("--set", text)]
+    place = ["--source", str(first.source), "--workspace", str(first.workspace)]
+    done = _command("run", "--config", "examples/simulated.toml", *place, *sets)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("counterpoise: feed.fields names ['nope'], no numbers of the lists")
+    assert watched.exists()
+
+
 def test_users_without_history_get_popular_items(first: Ran) -> None:
     log = pl.read_parquet(first.source / "impressions" / "*.parquet").select("user_id")
     lists = first.lists()
@@ -167,6 +200,7 @@ def test_users_without_history_get_popular_items(first: Ran) -> None:
 
 def test_the_summary_keeps_its_stable_surface(first: Ran) -> None:
     stages = ["ingest", "featurize", "train", "calibrate", "evaluate", "register", "retrieve", "rank"]
+    stages += ["publish", "watch"]
     assert list(first.summary["stages"]) == sorted(stages) or list(first.summary["stages"]) == stages
     for stage in first.summary["stages"].values():
         assert {"rows_in", "rows_out", "seconds", "peak_mib"} <= set(stage)
@@ -186,7 +220,7 @@ def test_the_summary_keeps_its_stable_surface(first: Ran) -> None:
 def test_each_stage_logs_one_line(first: Ran) -> None:
     for stage in first.summary["stages"]:
         assert sum(stage in line.split()[1:2] and "rows in" in line for line in first.logged.splitlines()) == 1
-    assert first.logged.count("rows in") == 8
+    assert first.logged.count("rows in") == 10
 
 
 def test_json_log_lines_hold_the_stages_figures(first: Ran) -> None:
@@ -239,15 +273,24 @@ def test_a_fresh_process_predicts_from_raw_features_what_the_pipeline_predicted(
 
 def test_a_worse_model_is_registered_but_serves_no_list(second: Ran) -> None:
     spoiled = ["training.learning_rate=1e-7", "training.embedding_learning_rate=1e-7"]
-    worse = _run(second.source, second.workspace, *[part for text in spoiled for part in ("--set", text)])
+    sets = [part for text in spoiled for part in ("--set", text)]
+    worse = _run(second.source, second.workspace, *sets)
     assert worse.summary["registered_version"] == "2"
     assert worse.summary["promoted"] is False
     assert "is worse than" in worse.summary["decision"]
     assert worse.summary["model_version"] == "1"
+    kept = worse.summary["published"]
+    assert kept["kept"].startswith("the gate refused version 2 (failed: click log-loss")
+    assert kept["kept"].endswith(f"; lists for {kept['scored_for']}, 0 days old on {kept['scored_for']}, stay")
+    assert f"not published: {kept['kept']}" in worse.printed
+    again = _run(second.source, second.workspace, *sets, "--from", "publish")
+    assert again.summary["published"] == kept, "to run a stage again is not to override it"
+    assert Feed.open("lmdb:feed", second.workspace).version.name == kept["version"]
     again = _run(second.source, second.workspace, "--set", "evaluation.replicates=31")
     assert again.summary["promoted"] is True
     assert "is not worse than" in again.summary["decision"]
     assert again.summary["model_version"] == "3"
+    assert Feed.open("lmdb:feed", second.workspace).version.model_version == "3"
 
 
 def test_candidates_of_another_champion_are_not_ranked(first: Ran) -> None:

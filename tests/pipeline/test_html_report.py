@@ -88,6 +88,22 @@ def test_every_chart_has_its_specification_and_each_compiles(evaluated_run: Call
         assert vl_convert.vegalite_to_vega({**spec, "width": 300})["marks"]
 
 
+def test_the_headline_tells_which_lists_are_read_and_how_old_they_are(evaluated_run: Callable[..., Path]) -> None:
+    folder = evaluated_run()
+    assert "Not published yet" in Elements(_report(folder)).text
+    live = {"version": "2026-01-05-00c0ffee", "scored_for": "2026-01-05", "model_version": "2", "store": "lmdb:feed"}
+    write_json(folder / "published.json", {**live, "kept": ""})
+    told = "lmdb:feed has version 2026-01-05-00c0ffee, lists for 2026-01-05 of model version 2."
+    published = Elements(_report(folder))
+    assert f"Published: {told}" in published.text
+    kept = "the gate refused version 3 (failed: click GAUC); lists for 2026-01-05, 1 day old on 2026-01-06, stay"
+    write_json(folder / "published.json", {**live, "kept": kept})
+    page = Elements(_report(folder))
+    assert f"Not published: {kept}; {told}" in page.text
+    alarms = [sum(values.get("class") == "alarm" for _, values in one.found) for one in (published, page)]
+    assert alarms[1] == alarms[0] + 1
+
+
 def test_names_from_data_stay_text(tmp_path: Path) -> None:
     blocks = [Text(HOSTILE), Missing(HOSTILE), Details(HOSTILE, HOSTILE), Table([HOSTILE], [[HOSTILE]], HOSTILE)]
     chart = Chart(charts.bars({HOSTILE: [{"name": HOSTILE, "value": 1}]}, x="", y=""), HOSTILE, "chart")

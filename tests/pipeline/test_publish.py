@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from pipeline.featurize import run_folder
 from pipeline.feed import Feed
 from pipeline.feed_encode import batches, read_day
 from pipeline.feed_store import open_store
+from pipeline.lineage import find_run, lineage
 from pipeline.publish import publish
+from pipeline.report import feed_line
+from pipeline.run_record import Job, execute
 from pipeline.split import Days
+from pipeline.stage import Outcome
 from pipeline.workspace import Workspace, write_json
 
 DAY = dt.date(2026, 1, 5)
@@ -60,7 +65,23 @@ class Night:
         index = run_folder(self.config, self.workspace, _days(day)) / "index"
         index.mkdir(parents=True, exist_ok=True)
         write_json(index / "model.json", {"version": version, "scored_for": str(day)})
+        self.register(day, version)
         tables.write_days(self.workspace.table("candidates"), [lists], [day], column="scored_for", note={})
+
+    def register(self, day: dt.date = DAY, version: str = "3", *, failed: Sequence[str] = ()) -> None:
+        """Leave what `register` does, with the names of the checks that failed."""
+        checks = [{"name": name, "verdict": "failed"} for name in failed]
+        record = {"version": version, "decision_gate": "failed" if failed else "passed", "decision_checks": checks}
+        write_json(self.folder(day) / "register.json", record)
+
+    def folder(self, day: dt.date = DAY) -> Path:
+        """Return the run's folder."""
+        return run_folder(self.config, self.workspace, _days(day))
+
+    def state(self, day: dt.date = DAY) -> dict[str, Any]:
+        """Return what the run says of the lists that readers see."""
+        state: dict[str, Any] = json.loads((self.folder(day) / "published.json").read_text())
+        return state
 
     def publish(self, day: dt.date = DAY, *, force: bool = False) -> dict[str, Any]:
         """Publish and return what the stage has to say."""
@@ -95,6 +116,18 @@ def test_lists_come_back_as_they_were_ranked_within_half_precision(night: Night)
             assert found.outputs[name] == pytest.approx(ranked[name].to_list(), rel=2**-11)
     assert (found.version.scored_for, found.version.model_version) == ("2026-01-05", "3")
     assert found.version.run == run_folder(night.config, night.workspace, _days()).name
+
+
+def test_propensities_and_what_was_explored_come_back_with_the_items(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    explored = (pl.col("rank") == 2) & (pl.col("user_id") < "u020")
+    lists = _lists().with_columns(propensity=pl.when(explored).then(0.0033).otherwise(0.95), is_exploration=explored)
+    night.rank(lists)
+    night.set(fields=["propensity", "is_exploration"])
+    night.publish()
+    first, last = night.feed().lists(["u003", "u030"])
+    assert first.outputs["propensity"] == pytest.approx([0.95, 0.0033, 0.95], rel=2**-11)
+    assert (first.outputs["is_exploration"], last.outputs["is_exploration"]) == ([0, 1, 0], [0, 0, 0])
 
 
 def test_the_fallback_list_has_the_items_of_the_lists_that_were_clicked_most(night: Night) -> None:
@@ -180,19 +213,132 @@ def test_lists_of_different_lengths_keep_theirs(night: Night) -> None:
 def test_far_fewer_users_are_refused_unless_forced(night: Night) -> None:
     first = night.publish()
     night.rank(_lists(users=19))
-    with pytest.raises(ValueError, match=r"19 users have lists, 40 have in the published version .* or use --force"):
+    with pytest.raises(
+        ValueError,
+        match=r"19 users have lists, 40 have in .* or use `counterpoise publish --force`",
+    ):
         night.publish()
     assert night.feed().version.name == first["version"]
     assert night.publish(force=True)["published"] == "yes"
 
 
-def test_an_earlier_day_is_refused_unless_forced(night: Night) -> None:
-    night.publish()
+def test_a_backfill_of_an_earlier_day_leaves_the_lists_unless_forced(night: Night) -> None:
+    first = night.publish()
     earlier = DAY - dt.timedelta(days=1)
     night.rank(_lists(earlier), earlier)
-    with pytest.raises(ValueError, match="lists for 2026-01-05 are published, these are for 2026-01-04: use --force"):
-        night.publish(earlier)
+    kept = "lists for 2026-01-05 are published, these are for 2026-01-04; they stay, `counterpoise publish --force`"
+    told = night.publish(earlier)
+    assert told == {**first, "published": f"no, {kept} goes back"}
+    assert night.feed().version.name == first["version"]
+    assert night.state(earlier)["kept"] == f"{kept} goes back"
     assert night.publish(earlier, force=True)["scored_for"] == "2026-01-04"
+    assert night.state(earlier)["kept"] == ""
+
+
+def _refused_night(night: Night) -> dt.date:
+    """Publish, and leave the next night's lists of the same champion, whose own model the gate refused."""
+    night.publish()
+    later = DAY + dt.timedelta(days=1)
+    night.rank(_lists(later), later)
+    night.register(later, "4", failed=["click log-loss", "click GAUC", "click PCOC", "recall", "coverage"])
+    return later
+
+
+def test_where_the_gate_refuses_published_lists_stay_and_their_age_is_told(night: Night) -> None:
+    later = _refused_night(night)
+    live = night.feed().version
+    told = night.publish(later)
+    kept = (
+        "the gate refused version 4 (failed: click log-loss, click GAUC, click PCOC, 2 more); lists for 2026-01-05, "
+        "1 day old on 2026-01-06, stay"
+    )
+    assert told == {
+        "scored_for": "2026-01-05",
+        "version": live.name,
+        "model_version": "3",
+        "published": f"no, {kept}",
+    }
+    assert night.feed().version == live
+    shown = {"version": live.name, "scored_for": "2026-01-05", "model_version": "3", "run": live.run}
+    assert night.state(later) == {**shown, "store": "lmdb:feed", "kept": kept}
+
+
+def test_where_the_gate_refuses_the_champions_lists_are_published_if_so_configured(night: Night) -> None:
+    later = _refused_night(night)
+    night.set(when_refused="champion")
+    assert night.publish(later)["published"] == "yes"
+    assert (night.feed().version.scored_for, night.feed().version.model_version) == ("2026-01-06", "3")
+
+
+def test_a_refused_version_that_was_made_champion_by_hand_is_published(night: Night) -> None:
+    later = _refused_night(night)
+    night.rank(_lists(later, version="4"), later, version="4")
+    night.register(later, "4", failed=["click log-loss"])
+    assert night.publish(later)["published"] == "yes"
+
+
+def test_where_nothing_was_published_a_refusal_says_that_readers_have_no_lists(night: Night) -> None:
+    night.register(version="4", failed=["click log-loss"])
+    told = night.publish()
+    kept = "the gate refused version 4 (failed: click log-loss); nothing was published before: readers have no lists"
+    assert told == {"scored_for": None, "version": None, "model_version": None, "published": f"no, {kept}"}
+    assert feed_line(night.state()) == f"not published: {kept}"
+    assert night.publish(force=True)["published"] == "yes"
+
+
+def test_a_model_that_could_not_be_compared_leaves_the_champions_lists_to_be_published(night: Night) -> None:
+    record = {"version": "4", "decision_gate": "not compared", "decision_checks": []}
+    write_json(night.folder() / "register.json", record)
+    assert night.publish()["published"] == "yes"
+    assert feed_line(night.state()) == (
+        f"published: lmdb:feed has version {night.feed().version.name}, lists for 2026-01-05 of model version 3"
+    )
+
+
+def _job(night: Night) -> Job:
+    return Job(night.config, night.workspace, _days(), "source", frozenset(), lambda: "3")
+
+
+def test_a_finished_publish_is_skipped_until_its_lists_its_settings_or_what_is_live_changed(night: Night) -> None:
+    ran: list[dict[str, Any]] = []
+
+    def stage() -> Outcome:
+        done = publish(night.config, night.workspace, _days())
+        ran.append(done.notes)
+        return done
+
+    for _ in range(2):
+        execute(_job(night), "publish", stage)
+    assert [one["published"] for one in ran] == ["yes"]
+    night.rank(_lists(users=39))
+    for _ in range(2):
+        execute(_job(night), "publish", stage)
+    assert [one["published"] for one in ran] == ["yes", "yes"]
+    night.set(fallback_length=2)
+    for _ in range(2):
+        execute(_job(night), "publish", stage)
+    assert len(ran) == 3
+    night.publish(force=True)  # another version is live
+    for _ in range(2):
+        execute(_job(night), "publish", stage)
+    assert ran[3:] == [{**ran[3], "published": "no, the same lists are there"}]
+
+
+def test_a_published_version_is_traced_to_its_run_its_table_and_its_model(night: Night) -> None:
+    name = night.publish()["version"]
+    folder = find_run(night.workspace, name)
+    assert folder == night.folder()
+    published, lists, model, *_ = lineage(night.workspace, folder)
+    assert published.startswith(f"published: version {name} to lmdb:feed at 20")
+    assert published.endswith(": lists for 2026-01-05, from table candidates version 0, model version 3")
+    assert lists.startswith("lists for 2026-01-05: 120 rows of 40 users")
+    assert model == f"model: version 3, made by run {folder.name}"
+
+
+def test_a_run_that_published_nothing_shows_what_readers_see(night: Night) -> None:
+    later = _refused_night(night)
+    night.publish(later)
+    assert lineage(night.workspace, night.folder(later))[0] == feed_line(night.state(later))
 
 
 def test_lists_of_another_day_than_asked_are_refused(night: Night) -> None:
@@ -201,6 +347,7 @@ def test_lists_of_another_day_than_asked_are_refused(night: Night) -> None:
     index = run_folder(night.config, night.workspace, _days(later)) / "index"
     index.mkdir(parents=True)
     write_json(index / "model.json", {"version": "3", "scored_for": str(later)})
+    night.register(later)
     with pytest.raises(ValueError, match=r"no lists for 2026-01-06 \(it holds 2026-01-05\): run `counterpoise rank`"):
         night.publish(later)
     write_json(index / "model.json", {"version": "3", "scored_for": str(DAY)})
@@ -209,8 +356,13 @@ def test_lists_of_another_day_than_asked_are_refused(night: Night) -> None:
 
 
 def test_without_candidates_the_stage_to_run_is_named(tmp_path: Path) -> None:
+    night = Night(tmp_path)
     with pytest.raises(ValueError, match="run `counterpoise retrieve` first"):
-        Night(tmp_path).publish()
+        night.publish()
+    night.rank(_lists())
+    (night.folder() / "register.json").unlink()
+    with pytest.raises(ValueError, match="run `counterpoise register` first"):
+        night.publish()
 
 
 def test_lists_of_another_model_than_the_index_are_refused(night: Night) -> None:

@@ -106,6 +106,25 @@ def test_a_new_version_of_a_table_or_another_champion_is_a_change(job: Job) -> N
     assert len(ran) == 4
 
 
+def test_a_later_champion_is_no_reason_to_make_the_lists_of_a_past_day_again(job: Job) -> None:
+    table, ran = job.workspace.table("candidates"), []
+
+    def rank(day: dt.date) -> Outcome:
+        ran.append(day)
+        rows = pl.DataFrame({"scored_for": [day], "user_id": ["u"]})
+        return Outcome(1, tables.write_days(table, [rows], [day], column="scored_for", note={}))
+
+    execute(job, "rank", lambda: rank(DAY))
+    later = replace(job, champion=lambda: "2")
+    rank(DAY + dt.timedelta(days=1))
+    execute(later, "rank", lambda: rank(DAY))
+    assert ran.count(DAY) == 1
+    assert read_record(job.folder)["rank"]["inputs"]["champion"] == "1"
+    execute(replace(later, again=frozenset({"rank"})), "rank", lambda: rank(DAY))
+    assert ran.count(DAY) == 2
+    assert read_record(job.folder)["rank"]["inputs"]["champion"] == "2"
+
+
 def test_lists_that_another_run_overwrote_are_ranked_again(job: Job) -> None:
     table, ran = job.workspace.table("candidates"), []
 
@@ -142,4 +161,4 @@ def test_a_span_ends_with_its_last_stage_and_forces_all_from_its_first() -> None
     assert Span().names() == STAGES
     assert Span(until="train").names() == ["ingest", "featurize", "train"]
     assert Span().forced() == frozenset()
-    assert Span(again="retrieve").forced() == {"retrieve", "rank"}
+    assert Span(again="retrieve").forced() == {"retrieve", "rank", "publish", "watch"}

@@ -151,7 +151,8 @@ def test_a_day_without_available_items_is_told(
 
 
 def test_lists_need_a_champion(simulated_config: Config, trained: Workspace, days: Days) -> None:
-    with pytest.raises(ValueError, match="no version of 'counterpoise' is champion: run `counterpoise register`"):
+    told = r"no version of 'counterpoise' is champion: run `counterpoise register` .* `counterpoise promote VERSION"
+    with pytest.raises(ValueError, match=told):
         serve_lists.retrieve(simulated_config, trained, days)
 
 
