@@ -7,7 +7,7 @@ WORKSPACE ?= workspace
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: run test check lint types bench test-dag clean
+.PHONY: run test check lint types bench test-dag audit-pins clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,5 +43,13 @@ bench: $(VENV)/.installed
 test-dag: $(VENV)/.installed .venv-airflow/.installed
 	COUNTERPOISE_COMMAND=$(CURDIR)/$(BIN)/counterpoise .venv-airflow/bin/python -m pytest --confcutdir tests/dags tests/dags
 
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	touch $@
+
+audit-pins: .venv-audit/.installed
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 clean:
-	rm -rf $(VENV) .venv-airflow build *.egg-info
+	rm -rf $(VENV) .venv-airflow .venv-audit build *.egg-info
