@@ -2,13 +2,18 @@
 
 The score of a user and an item is the inner product of their float32 vectors, taken in double precision and rounded to
 float32; the best k are ordered by score, ties by item number. A first pass scores all items roughly, with a known bound
-on its error; the maxima of groups of neighbours tell from which rough score on an item may be among the best, and only
-those are scored in double precision. So the answer depends neither on the processor nor on the sizes of blocks.
+on its error, and keeps the maxima of groups of items. They tell from which rough score on an item is a candidate.
+Groups that reach it are scored roughly once more (quicker than to write all scores to memory and read some), the items
+that reach it in double precision. So the answer depends neither on the processor nor on the sizes of blocks.
 
-Legend of shapes: B users of a block, C items of a chunk, G groups of a chunk, N pairs that may be among the best,
-W width, K items found.
+Why nothing is lost: each group has an item as good as its maximum, so K items score at least the K-th largest maximum
+less the error; whatever scores less even with the error added is not among the best K.
+
+Legend of shapes: B users of a block, C items of a chunk, G groups, N pairs that may be among the best, W width, K items
+found. Rough scores lie item by item, (C, B): maxima of groups of items are then maxima of rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -24,16 +29,19 @@ Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 NONE = -1
-BLOCK_USERS = 128
-BLOCK_ITEMS = 4_096  # a block's scores, 2 MiB, are reduced to group maxima before they leave the cache
-CHUNK_ITEMS = 131_072  # all scores of a block of users and a chunk of items are kept: 64 MiB
+BLOCK_USERS = 256
+BLOCK_ITEMS = 2_048  # a block's rough scores, 2 MiB, do not leave the cache
+CHUNK_ITEMS = 131_072
 LARGEST_GROUP = 32
+MAXIMA_PER_PLACE = 4  # fewer maxima bound the K-th best score too loosely, more take longer than what they save
+PIECE_ITEMS = 256
+DENSE = 8  # a product scores a pair of an item and a user in an eighth of the time that a chosen pair takes
 UNITS_OF_8_BITS = ("avx512_vnni", "avx_vnni", "amx_int8")
 LARGEST_CODE = 127
 LARGEST_INT, LOWEST_INT = np.int32(2**31 - 1), -(2**31)
 LARGEST_FLOAT = np.finfo(np.float32).max
-EMPTY = np.iinfo(np.int64).max
-"""The key of an empty place: sorts behind all others."""
+EMPTY = (0x7F800000 << 32) | 0xFFFFFFFF
+"""The key of an empty place, score -inf and number -1: sorts behind all others."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,15 @@ def exact_search(
     assert k >= 1, k
     assert np.isfinite(queries).all(), "a query is not finite"
     k = min(k, len(catalogue.vectors))
-    keys = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    numbers = np.empty((len(queries), k), dtype=np.int64)
     scratch = _scratch(catalogue.codes, min(len(queries), BLOCK_USERS))
     for first in range(0, len(queries), BLOCK_USERS):
         rows = slice(first, first + BLOCK_USERS)
         block = _quantised(catalogue, queries[rows])
-        keys[rows] = _best_keys(catalogue, block, k, excluded.of(first, first + BLOCK_USERS), scratch)
-    return _scores_of(keys), np.where(keys == EMPTY, NONE, keys & 0xFFFFFFFF)
+        keys = _best_keys(catalogue, block, k, excluded.of(first, first + BLOCK_USERS), scratch)
+        scores[rows], numbers[rows] = _scores_of(keys), keys.astype(np.int32)
+    return scores, numbers
 
 
 @dataclass(frozen=True)
@@ -159,117 +169,181 @@ def _quantised(catalogue: Catalogue, queries: Floats) -> _Block:
     return _Block(doubles, codes.to(torch.int8), (scale.squeeze(1) * catalogue.scale).numpy(), error.numpy())
 
 
-def _scratch(codes: Tensor, users: int) -> Tensor:
-    """Return room for the rough scores of a block, taken once: fresh memory for each costs as much as filling it."""
-    items = min(len(codes) + LARGEST_GROUP, CHUNK_ITEMS)
-    return torch.empty(users * items, dtype=torch.int32 if codes.dtype == torch.int8 else torch.float32)
+@dataclass(frozen=True)
+class _Scratch:
+    """Room for the rough scores of a block, and whether each is high enough: taken once, as fresh memory is slow."""
+
+    rough: Tensor
+    reaching: NDArray[np.bool_]
 
 
-def _best_keys(catalogue: Catalogue, block: _Block, k: int, excluded: Excluded, scratch: Tensor) -> Integers:
-    """Return the sorted keys (B, K) of a block's best items: chunk by chunk, each against the best so far."""
+def _scratch(codes: Tensor, users: int) -> _Scratch:
+    cells = users * BLOCK_ITEMS
+    rough = torch.empty(cells, dtype=torch.int32 if codes.dtype == torch.int8 else torch.float32)
+    return _Scratch(rough, np.empty(cells, dtype=np.bool_))
+
+
+def _best_keys(catalogue: Catalogue, block: _Block, k: int, excluded: Excluded, scratch: _Scratch) -> Integers:
+    """Return the sorted keys (B, K) of a block's best items: chunk by chunk, under a bound that only rises."""
     users, items = len(block.codes), len(catalogue.codes)
     group = _group_size(min(items, CHUNK_ITEMS), k)
-    best = np.full((users, k), EMPTY, dtype=np.int64)
+    best = np.empty((users, 0), dtype=np.int64)
+    top = np.empty((users, 0), dtype=scratch.rough.numpy().dtype)
     for first in range(0, items, CHUNK_ITEMS):
         last = min(first + CHUNK_ITEMS, items)
-        scan = _scan(catalogue.codes[first:last], block.codes, group, excluded.within(first, last), scratch)
-        at_least = _scores_of(best[:, -1]).astype(np.float64)
-        if scan.maxima.shape[1] >= k:
-            place = scan.maxima.shape[1] - k
-            kth = np.partition(scan.maxima, place, axis=1)[:, place]
-            at_least = np.maximum(at_least, kth * block.unit - block.error)
-        found, numbers = _survivors(scan, (at_least - block.error) / block.unit)
-        best = _merged(best, found, _keys(catalogue, block, found, numbers + first))
+        chunk = _Rows(catalogue.codes[first:last], -(-(last - first) // group) * group, excluded.within(first, last))
+        maxima = _maxima(chunk, block.codes, group, scratch)
+        top = _largest(top, maxima, k)
+        limits = _limits(block, top, k)
+        groups = np.flatnonzero((maxima.numpy() >= limits).any(axis=1))  # few: users want much the same items
+        found, rows = _reaching(chunk.of_groups(groups, group), block.codes, group, limits, scratch)
+        numbers = groups[rows // group] * group + rows % group + first
+        best = _merged(best, k, found, _keys(catalogue, block, found, numbers))
     return best
 
 
 def _group_size(items: int, k: int) -> int:
-    """Return the power of two near which the maxima to sort and the members to look at together are fewest."""
+    """Return the power of two that leaves a few maxima for each of the best."""
     size = 1
-    while size < LARGEST_GROUP and 2 * size * size * k <= items:
+    while size < LARGEST_GROUP and 2 * size * MAXIMA_PER_PLACE * k <= items:
         size *= 2
     return size
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """Rough scores of a chunk, block after block of items, in rows of one group of one user; their maxima (B, G)."""
+class _Rows:
+    """Codes (R, W) of items, the number of rows that fills the last group, and pairs to leave out."""
 
-    rough: Tensor
-    maxima: NDArray[np.generic]
-    block_groups: int
+    codes: Tensor
+    filled: int
+    excluded: Excluded
 
-    def rows(self, users: Integers, groups: Integers) -> Integers:
-        """Return the rows of `rough` that hold groups of users."""
-        before = groups // self.block_groups * self.block_groups
-        width = np.minimum(self.block_groups, self.maxima.shape[1] - before)
-        rows: Integers = before * len(self.maxima) + users * width + groups - before
-        return rows
+    def of_groups(self, groups: Integers, group: int) -> "_Rows":
+        """Return the rows of some groups, in their order, ascending."""
+        rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
+        place = np.full(self.filled // group, NONE)
+        place[groups] = np.arange(len(groups))
+        places = place[self.excluded.items // group]
+        kept = places != NONE
+        excluded = Excluded(self.excluded.users[kept], (places * group + self.excluded.items % group)[kept])
+        codes = self.codes.index_select(0, torch.from_numpy(rows[rows < len(self.codes)]))
+        return _Rows(codes, len(rows), excluded)
 
+    def scores(self, queries: Tensor, rough: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first row and the rough scores of blocks of rows, all in the same place.
 
-def _scan(codes: Tensor, queries: Tensor, group: int, excluded: Excluded, scratch: Tensor) -> _Scan:
-    """Score a chunk roughly; what is excluded, and the places that fill the last group, get the lowest score."""
-    users, items = len(queries), len(codes)
-    padded = -(-items // group) * group
-    product = torch._int_mm if codes.dtype == torch.int8 else torch.mm  # noqa: SLF001  # torch has no public one of int8
-    lowest = LOWEST_INT if codes.dtype == torch.int8 else -torch.inf
-    rough = scratch[: users * padded]
-    maxima = torch.empty(users, padded // group, dtype=scratch.dtype)
-    order = np.argsort(excluded.items, kind="stable")
-    starts = range(0, padded, BLOCK_ITEMS)
-    cuts = np.searchsorted(excluded.items[order], [*starts, padded])
-    for start, (low, high) in zip(starts, pairwise(cuts), strict=True):
-        part = codes[start : start + BLOCK_ITEMS]
-        stop = min(start + BLOCK_ITEMS, padded)
-        if len(part) < stop - start:
-            part = torch.nn.functional.pad(part, (0, 0, 0, stop - items))
-        scores = rough[users * start : users * stop].view(users, stop - start)
-        product(queries, part.T, out=scores)
-        scores[:, items - start :] = lowest
-        if low < high:
+        What is excluded, and the rows that fill the last group, get the lowest score.
+        """
+        whole = self.codes.dtype == torch.int8
+        product = torch._int_mm if whole else torch.mm  # noqa: SLF001  # torch has no public one of int8
+        lowest = LOWEST_INT if whole else -torch.inf
+        order = np.argsort(self.excluded.items, kind="stable")
+        starts = range(0, self.filled, BLOCK_ITEMS)
+        cuts = np.searchsorted(self.excluded.items[order], [*starts, self.filled])
+        for start, (low, high) in zip(starts, pairwise(cuts), strict=True):
+            part = self.codes[start : start + BLOCK_ITEMS]
+            count = min(BLOCK_ITEMS, self.filled - start)
+            scores = rough[: count * len(queries)].view(count, -1)
+            product(part, queries.T, out=scores[: len(part)])
+            scores[len(part) :] = lowest
             out = order[low:high]
-            scores[excluded.users[out], excluded.items[out] - start] = lowest
-        torch.amax(scores.view(users, -1, group), 2, out=maxima[:, start // group : stop // group])
-    return _Scan(rough.view(-1, group), maxima.numpy(), BLOCK_ITEMS // group)
+            scores[self.excluded.items[out] - start, self.excluded.users[out]] = lowest
+            yield start, scores
 
 
-def _survivors(scan: _Scan, at_least: Doubles) -> tuple[Integers, Integers]:
-    """Return the users and item numbers (N,) of the scan's scores from a threshold (B,) on, ascending."""
-    dtype = scan.maxima.dtype
-    if dtype == np.int32:
-        limits = np.ceil(np.maximum(at_least, LOWEST_INT + 1)).astype(dtype)
-    else:
-        limits = np.nextafter(np.maximum(at_least, -LARGEST_FLOAT).astype(dtype), -LARGEST_FLOAT, dtype=dtype)
-    users, groups = np.divmod(np.flatnonzero(scan.maxima >= limits[:, None]), scan.maxima.shape[1])
-    members = scan.rough.index_select(0, torch.from_numpy(scan.rows(users, groups))).numpy()
-    pairs, places = np.divmod(np.flatnonzero(members >= limits[users][:, None]), members.shape[1])
-    return users[pairs], groups[pairs] * members.shape[1] + places
+def _maxima(chunk: _Rows, queries: Tensor, group: int, scratch: _Scratch) -> Tensor:
+    """Return the largest rough scores (G, B) of the groups of a chunk."""
+    maxima = torch.empty(chunk.filled // group, len(queries), dtype=scratch.rough.dtype)
+    for start, scores in chunk.scores(queries, scratch.rough):
+        here = maxima[start // group : (start + len(scores)) // group]
+        torch.amax(scores.view(-1, group, len(queries)), 1, out=here)
+    return maxima
+
+
+def _largest(top: NDArray[np.generic], maxima: Tensor, k: int) -> NDArray[np.generic]:
+    """Return the k largest of each row of top and column of maxima, the least first; all, in any order, if no more."""
+    joined = maxima.T.contiguous().numpy()
+    if top.shape[1]:
+        joined = np.concatenate((top, joined), axis=1)
+    count = joined.shape[1]
+    if count < k:
+        return joined
+    return np.partition(joined, count - k, axis=1)[:, count - k :]  # not in place: it may be the maxima's own memory
+
+
+def _limits(block: _Block, top: NDArray[np.generic], k: int) -> NDArray[np.generic]:
+    """Return the rough score (B,) from which on an item may be among the best, above the lowest score."""
+    limits: Doubles = np.full(len(top), -np.inf)
+    if top.shape[1] == k:
+        limits = top[:, 0].astype(np.float64) - 2 * block.error / block.unit  # of the bound, and of the item's score
+    if top.dtype == np.int32:
+        whole: NDArray[np.int32] = np.ceil(np.maximum(limits, LOWEST_INT + 1)).astype(np.int32)
+        return whole
+    rounded = np.maximum(limits, -LARGEST_FLOAT).astype(np.float32)
+    below: Floats = np.nextafter(rounded, -LARGEST_FLOAT, dtype=np.float32)
+    return below
+
+
+def _reaching(
+    rows: _Rows, queries: Tensor, group: int, limits: NDArray[np.generic], scratch: _Scratch
+) -> tuple[Integers, Integers]:
+    """Return the users and rows (N,) whose rough scores, computed anew, reach the limits (B,), ascending by row."""
+    long = np.tile(limits, group)  # in rows of one user each a comparison costs less than to begin one
+    found = [np.empty(0, dtype=np.int64)]
+    for start, scores in rows.scores(queries, scratch.rough):
+        reaching = scratch.reaching[: scores.numel()]
+        np.greater_equal(scores.numpy().reshape(-1, len(long)), long, out=reaching.reshape(-1, len(long)))
+        found.append(_true_places(reaching) + start * len(limits))
+    of_rows, users = np.divmod(np.concatenate(found), len(limits))
+    return users, of_rows
+
+
+def _true_places(flags: NDArray[np.bool_]) -> Integers:
+    """Return where few flags are true, ascending: eight looked at together, then those eight one by one."""
+    whole = len(flags) // 8 * 8
+    words = np.flatnonzero(flags[:whole].view(np.uint64) != 0)
+    bits = np.flatnonzero(flags[:whole].reshape(-1, 8)[words])
+    places = (words * 8)[bits >> 3] + (bits & 7)
+    return np.concatenate((places, whole + np.flatnonzero(flags[whole:])))
 
 
 def _keys(catalogue: Catalogue, block: _Block, users: Integers, items: Integers) -> Integers:
-    """Return keys (N,) of pairs, which sort by score, best first, then by item number."""
-    scores = torch.empty(len(users), dtype=torch.float64)
-    numbers = torch.from_numpy(items)
-    bounds = np.searchsorted(users, np.arange(len(block.queries) + 1))
-    for query, (low, high) in zip(block.queries, pairwise(bounds), strict=True):
-        torch.mv(catalogue.vectors.index_select(0, numbers[low:high]).double(), query, out=scores[low:high])
-    bits = (scores.numpy().astype(np.float32) + np.float32(0)).view(np.int32)  # -0 becomes 0
-    ascending = (bits ^ ((bits >> 31) & LARGEST_INT)).astype(np.int64)
-    return (~ascending << 32) | items
+    """Return keys (N,) of pairs, ascending by item; keys sort by score, best first, then by item number."""
+    scores = np.empty(len(users), dtype=np.float32)
+    starts = np.flatnonzero(np.diff(items, prepend=NONE))
+    cuts = np.append(starts, len(items))
+    for first in range(0, len(starts), PIECE_ITEMS):
+        runs = cuts[first : first + PIECE_ITEMS + 1]
+        pairs = slice(runs[0], runs[-1])
+        vectors = catalogue.vectors.index_select(0, torch.from_numpy(items[runs[:-1]])).double()
+        scores[pairs] = _inner_products(vectors, block.queries, np.diff(runs), users[pairs])
+    bits = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
+    descending = ~(bits ^ ((bits >> 31) & LARGEST_INT))
+    return (descending.astype(np.int64) << 32) | items
 
 
-def _merged(best: Integers, users: Integers, keys: Integers) -> Integers:
-    """Return the smallest keys of what was found before (B, K) and of new pairs, sorted."""
-    first = np.searchsorted(users, np.arange(len(best) + 1))
-    k = best.shape[1]
-    table = np.full((len(best), k + int(np.diff(first).max())), EMPTY, dtype=np.int64)
-    table[:, :k] = best
-    table[users, k + np.arange(len(users)) - first[users]] = keys
+def _inner_products(vectors: Tensor, queries: Tensor, counts: Integers, users: Integers) -> Doubles:
+    """Return the inner products (N,) of each vector with its number of the users, picked out of all if that is less."""
+    rows = np.repeat(np.arange(len(vectors)), counts)
+    if DENSE * len(users) >= len(vectors) * len(queries):
+        products: Doubles = torch.mm(vectors, queries.T).numpy().reshape(-1)[rows * len(queries) + users]
+        return products
+    picked: Doubles = np.einsum("nw,nw->n", vectors.numpy()[rows], queries.numpy()[users])
+    return picked
+
+
+def _merged(best: Integers, k: int, users: Integers, keys: Integers) -> Integers:
+    """Return the K smallest keys of what was found before (B, K or 0) and of new pairs, sorted."""
+    order = np.argsort(users.astype(np.min_scalar_type(len(best) - 1)), kind="stable")
+    counts = np.bincount(users, minlength=len(best))
+    held = best.shape[1]
+    table = np.full((len(best), max(k, held + int(counts.max()))), EMPTY, dtype=np.int64)
+    table[:, :held] = best
+    table[:, held:][np.arange(table.shape[1] - held) < counts[:, None]] = keys[order]
     table.sort(axis=1)
     return table[:, :k]
 
 
 def _scores_of(keys: Integers) -> Floats:
-    ascending = (~(keys >> 32)).astype(np.int32)
-    scores = (ascending ^ ((ascending >> 31) & LARGEST_INT)).view(np.float32)
-    return np.where(keys == EMPTY, -np.float32(np.inf), scores)
+    ascending = ~(keys >> 32).astype(np.int32)
+    return (ascending ^ ((ascending >> 31) & LARGEST_INT)).view(np.float32)

@@ -48,9 +48,9 @@ def pairs(users: int, items: int, count: int) -> Excluded:
     [
         (1, 3, 2, 5),  # one item, fewer than asked for
         (50, 7, 3, 50),  # all items
-        (50, 8, 129, 1),  # one user more than a block has
-        (4_096, 16, 5, 20),
-        (4_097, 16, 5, 20),  # one item more than a block has
+        (50, 8, 257, 1),  # one user more than a block has
+        (2_048, 16, 5, 20),
+        (2_049, 16, 5, 20),  # one item more than a block has
         (9_001, 64, 40, 200),
         (131_073, 8, 3, 20),  # one item more than a chunk has
     ],
@@ -111,7 +111,8 @@ def test_sizes_of_blocks_chunks_and_groups_change_nothing(monkeypatch: pytest.Mo
     vectors, queries = drawn(3000, 16, 10), drawn(50, 16, 11)
     excluded = pairs(50, 3000, 3000)
     expected = exact_search(make_catalogue(vectors, "float32"), queries, 40, excluded)
-    for users, items, chunk, group in ((7, 64, 256, 32), (50, 1024, 1024, 1), (1, 512, 2048, 8)):
+    for users, items, chunk, group, dense in ((7, 64, 256, 32, 0), (50, 1024, 1024, 1, 3000), (1, 512, 2048, 8, 8)):
+        monkeypatch.setattr(module, "DENSE", dense)
         monkeypatch.setattr(module, "BLOCK_USERS", users)
         monkeypatch.setattr(module, "BLOCK_ITEMS", items)
         monkeypatch.setattr(module, "CHUNK_ITEMS", chunk)
@@ -135,6 +136,14 @@ def test_the_bound_on_the_rough_scores_is_needed() -> None:
     queries = drawn(50, 32, 2)
     careless = replace(catalogue, error=0.0, norm=0.0)
     assert (exact_search(careless, queries, 50)[1] != exact_search(catalogue, queries, 50)[1]).any()
+
+
+def test_items_are_found_whose_rough_scores_err_as_much_as_can_be_the_other_way_than_those_of_better_ones() -> None:
+    angles = np.random.default_rng(1).uniform(0, 2 * np.pi, 5000)
+    vectors = np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)  # few numbers add up to the bound
+    queries = drawn(300, 2, 2)
+    found = exact_search(make_catalogue(vectors, "int8"), queries, 5)[1]
+    np.testing.assert_array_equal(found, brute_force(vectors, queries, 5)[1])
 
 
 def test_no_query_finds_nothing() -> None:
