@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.dropout import uniform_like
+
 SMALLEST_PRODUCT = 400
 """Multiplications a row below which torch.bmm does without MKL, 4 times slower than expert by expert."""
 
@@ -38,7 +40,7 @@ def gate_weights(
         logits_BNE = logits_BNE / temperature
     kept = visible_NE
     if training and dropout > 0:
-        kept = visible_NE & (torch.rand_like(logits_BNE) >= dropout)
+        kept = visible_NE & (uniform_like(logits_BNE) >= dropout)
         kept = kept | (visible_NE & ~kept.any(-1, keepdim=True))
     masked_BNE = logits_BNE.masked_fill(~kept, -torch.inf)
     if torch.is_grad_enabled():

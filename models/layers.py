@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from models.dropout import drop_units
+
 SHARED_INPUT_DIMENSIONS = 2
 """Of an input (B, I) that all groups read; an input (B, G, I) has one a group."""
 MOMENTUM = 0.1
@@ -136,4 +138,4 @@ class ExpertLayers(nn.Module):
     def _activated(self, x: Tensor, depth: int) -> Tensor:
         if self.norms:
             x = self.norms[depth](x)
-        return nn.functional.dropout(self.activation(x), self.dropout, self.training)
+        return drop_units(self.activation(x), self.dropout, training=self.training)

@@ -33,7 +33,9 @@ LABELS = (
 class StoredDay:
     """A day of tables/examples at a version, with what its labels sum to block by block.
 
-    A block is a row group: 131,072 rows of 100 columns are about 150 MiB while they are decoded.
+    A block is a row group: 131,072 rows of 100 columns are about 150 MiB while they are decoded. A day of more than
+    `feature_tasks.ROWS_PER_BUCKET` rows lies in a file for each bucket of users: its blocks are those of one bucket
+    after another, each bucket in the order of time.
     """
 
     groups: Sequence[tuple[Path, int, int]]
@@ -43,7 +45,7 @@ class StoredDay:
     maturity: Maturity | None
 
     def blocks(self) -> list[Block]:
-        """Return the day's row groups, in order."""
+        """Return the day's row groups, file by file."""
         return [
             Block(rows, sums.clicked_rows, partial(read_block, file, number, self.spec, self.maturity))
             for (file, number, rows), sums in zip(self.groups, self.sums, strict=True)
@@ -66,7 +68,7 @@ class StoredDay:
 def stored_day(table: Path, version: int, day: dt.date, spec: RankerSpec, maturity: Maturity | None) -> StoredDay:
     """Find a day's blocks, and read their labels once; arguments are those of `pipeline.dataset.read_examples`."""
     files = tables.row_groups(table, version, day)
-    assert len(files) == 1, f"{day} lies in {len(files)} files, whose rows have no order between them"
+    assert files, f"table {table} has no rows of {day} at version {version}"
     groups = [(file, number, rows) for file, counts in files for number, rows in enumerate(counts)]
     sums = [_sums(file, number, spec, maturity) for file, number, _ in groups]
     return StoredDay(groups, sums, spec, maturity)

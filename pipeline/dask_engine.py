@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from pipeline.code_version import code_digest
@@ -52,8 +52,7 @@ class DaskEngine:
             while pending:
                 yield _result(pending.popleft(), what)
         finally:
-            for future in pending:
-                future.release()
+            _settle(pending)
 
     def _workers(self, what: str) -> int:
         try:
@@ -72,6 +71,12 @@ def _result(future: Any, what: str) -> Any:
         raise ValueError(killed(what, error.allowed_failures + 1)) from None
     except FutureCancelledError as error:
         raise ValueError(_lost(what, error)) from None
+
+
+def _settle(pending: Iterable[Any]) -> None:
+    """Return when none of these runs any more; Dask does not stop what it has begun, nor tell what it has."""
+    for future in pending:
+        future.exception()  # waits; of one that ended well, or went with its scheduler, it is none
 
 
 def _lost(what: str, error: Exception) -> str:
@@ -138,18 +143,16 @@ def _local_cluster(workers: int) -> Iterator[Any]:
 def _connected(cluster: Any) -> Iterator[Any]:
     from distributed import Client
 
-    try:
-        client = Client(cluster, timeout=PATIENCE_SECONDS, set_as_default=False)
-        client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-    except (OSError, TimeoutError) as error:
-        raise ValueError(
-            f"engine.address = {cluster!r}: no scheduler with workers answers ({error}): start `dask scheduler` and "
-            "`dask worker` there, or leave the address out for workers on this machine"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(Client(cluster, timeout=PATIENCE_SECONDS, set_as_default=False))
+            client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise ValueError(
+                f"engine.address = {cluster!r}: no scheduler with workers answers ({error}): start `dask scheduler` "
+                "and `dask worker` there, or leave the address out for workers on this machine"
+            ) from None
         yield client
-    finally:
-        client.close()
 
 
 def _check_code(client: Any, expected: str) -> None:

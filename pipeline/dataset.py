@@ -23,7 +23,7 @@ from pipeline.label_sums import LabelSums, sums_of, total
 from pipeline.maturity import Maturity, Supervision, supervise
 
 ORDER = ("event_time", "user_id", "item_id", "impression_id")
-"""In which featurize writes a day, and training numbers its rows."""
+"""In which featurize writes each file of a day, and what is held in memory numbers a day's rows."""
 DESCRIBED = (
     "impression_id",
     "user_id",
@@ -49,7 +49,7 @@ class Day(Protocol):
     """A day that models train on, in memory (`Examples`) or in the table (`pipeline.blocks.StoredDay`)."""
 
     def blocks(self) -> list[Block]:
-        """Return its rows in order, at most `tables.ROW_GROUP_ROWS` in a block."""
+        """Return its rows, at most `tables.ROW_GROUP_ROWS` in a block, each block in order of time."""
 
     def label_sums(self) -> LabelSums:
         """Return what its labels sum to."""
@@ -69,13 +69,17 @@ class Examples:
     supervision: Supervision
 
     def blocks(self) -> list[Block]:
-        """Return the blocks that the table holds these rows in."""
+        """Return successive blocks of these rows, which are the table's where the day is one file.
+
+        A day that featurize divided by users (`pipeline.blocks.StoredDay`) is whole here, and in order of time: the
+        table holds the same rows in other blocks.
+        """
         starts = range(0, len(self.clicks), tables.ROW_GROUP_ROWS)
         parts = [self] if len(starts) == 1 else [self._part(start) for start in starts]
         return [Block(len(part.clicks), int(part.clicks.count_nonzero()), partial(_itself, part)) for part in parts]
 
     def label_sums(self) -> LabelSums:
-        """Return what the labels sum to, block by block as of the table's."""
+        """Return what the labels sum to, block by block."""
         return total(sums_of(block.read().supervision) for block in self.blocks())
 
     def item_clicks(self) -> pl.DataFrame:

@@ -125,12 +125,16 @@ def join(device: torch.device) -> World:
 
     A process takes its share of this host's cores and, on GPUs, the one of its number on this host. Only rank 0 shows
     progress.
+
+    Raises:
+        ValueError: this host has fewer GPUs than processes.
     """
     if not torchrun.asked_for() or group.is_initialized():
         return current()
     local, locals_ = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads.share_of_cores(locals_))
     if device.type == "cuda":
+        check_devices(locals_, torch.cuda.device_count())
         torch.cuda.set_device(local)
     store, rank, size = next(iter(group.rendezvous("env://", timeout=TIMEOUT)))  # type: ignore[attr-defined]
     if locals_ == size:
@@ -143,6 +147,19 @@ def join(device: torch.device) -> World:
     CONSOLE.quiet = CONSOLE.quiet or not world.leads()
     LOG.info("%d processes train together, over %s", world.size, group.get_backend())
     return world
+
+
+def check_devices(processes: int, devices: int) -> None:
+    """Refuse more processes than GPUs on a host: each takes one of its own.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if processes > devices:
+        raise ValueError(
+            f"torchrun started {processes} processes on a host with {devices} GPUs, and each needs one: set "
+            f"--nproc-per-node to {devices} or less, or training.device = 'cpu'"
+        )
 
 
 def leave() -> None:

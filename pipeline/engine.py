@@ -10,7 +10,7 @@ Light on purpose: worker processes import it before their threads are limited, s
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -44,6 +44,8 @@ class Engine(Protocol):
         self, function: Callable[[Task], Result], tasks: Iterable[Task], what: str, total: int | None = None
     ) -> Iterator[Result]:
         """Yield the results in the order of the tasks, with at most a few tasks in flight.
+
+        Once it ends, in an error too, none of the tasks runs any more.
 
         Args:
             function: of a module, pure: its result depends on the task alone.
@@ -100,12 +102,16 @@ class ProcessEngine:
 
     def _results(self, function: Callable[[Task], Result], tasks: Iterable[Task], what: str) -> Iterator[Result]:
         pending: deque[_Pending[Task, Result]] = deque()
-        for task in tasks:
-            pending.append(_Pending(task, self._submit(function, task)))
-            if len(pending) == IN_FLIGHT * self.workers:
+        try:
+            for task in tasks:
+                pending.append(_Pending(task, self._submit(function, task)))
+                if len(pending) == IN_FLIGHT * self.workers:
+                    yield self._first(function, pending, what)
+            while pending:
                 yield self._first(function, pending, what)
-        while pending:
-            yield self._first(function, pending, what)
+        finally:
+            # Who gives up removes what tasks wrote: none may write after that.
+            wait([each.future for each in pending if not each.future.cancel()])
 
     def _first(self, function: Callable[[Task], Result], pending: deque[_Pending[Task, Result]], what: str) -> Result:
         """Return the first result; where a process was killed, every task that went with it runs again."""

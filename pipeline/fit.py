@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.dropout import rows_of_batch
 from models.extra_tasks import extra_losses
 from models.losses import Propensity
 from models.optimizer import build_optimizers
 from models.ranker import Ranker, RankerSpec, predict
+from models.ranker_spec import LINEAR
 from models.task_weights import Balancing, build_balance
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.dataset import Day, Examples, device_of
 from pipeline.distributed import World, current
-from pipeline.fit_state import FitState, finish, finished
+from pipeline.fit_state import FitState, finish, finished, load_kept
 from pipeline.label_sums import base_rates, total
 from pipeline.maturity import TASKS
 from pipeline.objective import balanced_tasks, step_losses
@@ -26,6 +28,7 @@ from pipeline.rounds import Round, Rows, batches, plan_epoch, steps_of
 from pipeline.stage import progress
 
 PREDICT_ROWS = 16_384
+LOWER_RATES = "training.learning_rate and training.embedding_learning_rate, or set model.expert_norm = 'layer'"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Fit:
 
 
 def fit_of(config: Config, learning_rate: float | None = None) -> Fit:
-    """Return how a configuration fits a ranker, at its own or at a given learning rate."""
+    """Return how a configuration fits a ranker, or the baseline at a learning rate of its own."""
     training = config.training
     return Fit(
         epochs=training.epochs,
@@ -96,10 +99,11 @@ def fit_ranker(
         row is mature for a task, its loss is missing and the other task selects; without any, the last epoch stays.
 
     Raises:
-        ValueError: a loss is no number any more, or several processes cannot fit what is asked for.
+        ValueError: a loss is no number any more, several processes cannot fit what is asked for, or they do not find
+            the same checkpoint.
     """
     check_sharing(spec, fit)
-    ranker, kept = Ranker(spec), checkpoint.load() if checkpoint is not None else None
+    ranker, kept = Ranker(spec), load_kept(checkpoint)
     found = finished(checkpoint, kept, ranker)
     if found is not None:
         return ranker.eval(), found
@@ -177,7 +181,7 @@ def _train(
         if not math.isfinite(state.total + sum(measured.values())):
             raise ValueError(
                 f"training of {ranker.spec.body} diverged in epoch {state.epoch + 1}: its loss is no number; lower "
-                "training.learning_rate and training.embedding_learning_rate, or set model.expert_norm = 'layer'"
+                + ("training.baseline_learning_rate" if ranker.spec.body == LINEAR else LOWER_RATES)
             )
         if not state.curve or not measured or measured["validation"] < min(at["validation"] for at in state.curve):
             state.best = {name: value.detach().clone() for name, value in ranker.state_dict().items()}
@@ -190,9 +194,6 @@ def _batches(state: FitState, fit: Fit, rounds: Sequence[Round]) -> Iterator[Row
     """Yield this process's rows of the batches that are left of an epoch; each round is counted once it is trained."""
     mine = current().mine(fit.shards)
     for one in rounds[state.done :]:
-        if fit.shards > 1:
-            # A process drops out units of its own rows, by draws that only the place in the data decides.
-            torch.manual_seed(int(torch.randint(2**62, (), generator=state.generator)) + mine.start)
         yield from batches(one, mine, fit.batch_size, state.generator, fit.device)
         state.trained(sum(piece.stop - piece.start for piece in one), last=state.done + 1 == len(rounds))
 
@@ -203,7 +204,8 @@ def train_step(state: FitState, fit: Fit, batch: Rows, weights: Mapping[str, flo
     assert isinstance(ranker, Ranker)
     propensity = fit.propensity if world.size == 1 else replace(fit.propensity, over_batch=world.sum)
     state.optimizers.zero_grad()
-    losses, rest = step_losses(ranker, propensity, (batch.features, batch.targets), weights)
+    with rows_of_batch(batch.before, batch.of_batch):
+        losses, rest = step_losses(ranker, propensity, (batch.features, batch.targets), weights)
     if world.size > 1:
         losses = {task: loss * batch.share() for task, loss in losses.items()}
     loss = state.balance.backward(losses, rest)

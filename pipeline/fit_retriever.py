@@ -16,7 +16,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.dataset import Block, Day, Examples, device_of
 from pipeline.distributed import World, current
-from pipeline.fit_state import FitState, finish, finished
+from pipeline.fit_state import FitState, finish, finished, load_kept
 from pipeline.stage import progress
 
 POOL_ROWS = 131_072
@@ -75,8 +75,12 @@ def fit_retriever(
     Items enter a batch in proportion to their clicks, which the correction log q(item) takes back out. `begin` sets
     the initial weights; by default they are the seed's. Memory holds `POOL_ROWS` clicked rows, a block, and a number
     and a count for each item. Processes that have been joined share each batch's rows and see all of its items.
+
+    Raises:
+        ValueError: a loss or a weight is no finite number any more, or several processes do not find the same
+            checkpoint.
     """
-    retriever, kept = Retriever(spec), checkpoint.load() if checkpoint is not None else None
+    retriever, kept = Retriever(spec), load_kept(checkpoint)
     found = finished(checkpoint, kept, retriever)
     if found is not None:
         return retriever.eval(), found
@@ -113,16 +117,21 @@ def _epoch(config: Config, state: FitState, training: Sequence[Day], columns: Co
             state.total += _step(state, rows)
         state.trained(sum(block.rows for block in pool), last=state.done + 1 == len(pools))
     state.curve.append(state.total / columns.clicks)
-    assert np.isfinite(state.curve[-1]), f"retriever diverged in epoch {state.epoch}"
+    # The loss is that before the last step, which alone may spoil the weights.
+    if not (np.isfinite(state.curve[-1]) and all(bool(weight.isfinite().all()) for weight in state.model.parameters())):
+        raise ValueError(
+            f"training of the retriever diverged in epoch {state.epoch + 1}: its loss or a weight is no finite number; "
+            "lower retriever.learning_rate and retriever.embedding_learning_rate"
+        )
     state.next_epoch(last=state.epoch + 1 == config.retriever.epochs)
 
 
 def plan_pools(days: Sequence[Day], generator: torch.Generator) -> list[Pool]:
-    """Return an epoch's pools: successive ones of all days' shuffled blocks, each with enough clicked rows.
+    """Return an epoch's pools: successive ones of all days' shuffled blocks with clicks, each with enough of them.
 
     Where one pool holds all, its blocks stay in the order of time, since its rows are shuffled anyway.
     """
-    blocks = [block for day in days for block in day.blocks()]
+    blocks = [block for day in days for block in day.blocks() if block.clicked_rows]
     if sum(block.clicked_rows for block in blocks) <= POOL_ROWS:
         return [blocks]
     pools: list[list[Block]] = [[]]
@@ -145,7 +154,7 @@ def _batches(pool: Pool, batch_size: int, columns: Columns, state: FitState) -> 
 
 def read_pool(pool: Pool, columns: Columns) -> Clicked:
     """Read the clicked rows of a pool's blocks, one block after another."""
-    parts = [_clicked(block.read(), columns) for block in pool if block.clicked_rows]
+    parts = [_clicked(block.read(), columns) for block in pool]
     return Clicked(
         _joined([part.users for part in parts]),
         _joined([part.items for part in parts]),

@@ -10,6 +10,7 @@ from torch import nn
 from models.optimizer import Optimizers, under
 from models.task_weights import Balance, StaticWeights
 from pipeline.checkpoint import Checkpoint, Kept
+from pipeline.distributed import current
 from pipeline.stage import LOG
 
 Plan = TypeVar("Plan")
@@ -97,6 +98,38 @@ class FitState:
         self.curve = values["curve"]
         assert self.checkpoint is not None
         LOG.info("%s: training goes on in epoch %d after %d rounds", self.checkpoint.path, self.epoch + 1, self.done)
+
+
+def load_kept(checkpoint: Checkpoint | None) -> Kept | None:
+    """Return what a checkpoint holds, if there is one; returns when all processes have read it.
+
+    Raises:
+        ValueError: processes that train together find different ones, or the file is damaged.
+    """
+    if checkpoint is None:
+        return None
+    world, kept = current(), checkpoint.load()
+    place = torch.tensor([-1, -1, -1])
+    if kept is not None:
+        place = torch.tensor([kept.values["finished"], kept.values.get("epoch", 0), kept.values.get("done", 0)])
+    places_R3 = torch.zeros(world.size, 3, dtype=torch.int64)
+    places_R3[world.rank] = place
+    check_places(checkpoint, world.sum(places_R3))
+    return kept
+
+
+def check_places(checkpoint: Checkpoint, places_R3: torch.Tensor) -> None:
+    """Refuse to go on from different places: finished, epoch and round of each of R processes, -1 for no checkpoint.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if not bool((places_R3 == places_R3[0]).all()):
+        raise ValueError(
+            f"{checkpoint.path} is not the same to all {len(places_R3)} processes (finished, epoch and round, -1 where "
+            f"it is missing or of another training: {places_R3.tolist()}): all of them need one workspace on shared "
+            "storage without a cache of names, and the same version of counterpoise; correct that and train again"
+        )
 
 
 def finished(checkpoint: Checkpoint | None, kept: Kept | None, model: nn.Module) -> list[Any] | None:

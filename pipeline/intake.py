@@ -83,11 +83,13 @@ def read_all(engine: Engine, files: list[Reading], spill: Path) -> Intake:
 
 def _groups(files: list[Reading]) -> Iterator[list[Reading]]:
     group: list[Reading] = []
+    held = 0
     for reading in files:
-        if group and sum(file.size_bytes for file, _, _ in group) + reading[0].size_bytes > TASK_BYTES:
+        if group and held + reading[0].size_bytes > TASK_BYTES:
             yield group
-            group = []
+            group, held = [], 0
         group.append(reading)
+        held += reading[0].size_bytes
     if group:
         yield group
 

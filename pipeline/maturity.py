@@ -156,8 +156,9 @@ def exposure_weights(propensity: pl.Series, clip: float) -> NDArray[np.float32]:
 
     It is min(1 / propensity, clip), scaled to sum to the rows of each block of training (`tables.ROW_GROUP_ROWS`), so
     that neither clipping nor the share of explored impressions changes the length of a step. A row without a
-    propensity counts as one that was certain to be shown: 1 before scaling. Source: Swaminathan and Joachims 2015
-    (self-normalised).
+    propensity counts as one that was certain to be shown: 1 before scaling. Studies and calibration hold a day in
+    memory in order of time, so one that featurize divided by users has other blocks there than in training, and the
+    mean of another 131,072 rows scales it. Source: Swaminathan and Joachims 2015 (self-normalised).
     """
     inverse = np.minimum(1 / propensity.fill_null(1.0).to_numpy(), clip)
     blocks = range(0, len(inverse), tables.ROW_GROUP_ROWS)

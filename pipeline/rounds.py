@@ -38,6 +38,8 @@ class Rows:
     count: int
     of_batch: int
     """Rows of the whole batch, over all processes."""
+    before: int
+    """Rows of the batch in the processes before this one."""
 
     def share(self) -> float:
         """Return the share of the batch in this process."""
@@ -102,6 +104,7 @@ def batches(
             told if count else _untold(told),
             count,
             sum(len(part) for part in taken),
+            sum(len(part) for part in taken[: mine.start]),
         )
 
 

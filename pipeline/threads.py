@@ -1,6 +1,8 @@
 """Threads, memory and telemetry of the libraries, set in one place before any of them is imported."""
 
+import multiprocessing
 import os
+import threading
 
 from pipeline.allocator import keep_freed_memory
 
@@ -27,9 +29,21 @@ def configure() -> None:
 
 
 def become_worker() -> None:
-    """Give this process one thread for each library, before any of them is imported, and no progress bars."""
+    """Give this process one thread for each library, before any of them is imported, and no progress bars.
+
+    It ends with the process that started it, however that ends.
+    """
     os.environ.update(WORKER)
     configure()
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A driver that was killed with -9 closes no pool: its workers would finish their tasks and wait for more for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that multiprocessing started becomes a worker"
+    parent.join()
+    os._exit(1)
 
 
 def share_of_cores(processes: int) -> int:

@@ -94,6 +94,7 @@ def train(config: Config, workspace: Workspace, days: Days) -> Outcome:
         if model is not None:
             shutil.copy(task.folder / "features" / "encoder.json", model / "encoder.json")
             write_json(model / "training.json", record)
+    world.wait()  # what another process has not read yet must not go
     if world.leads():
         shutil.rmtree(task.folder / FOLDER, ignore_errors=True)
     world.wait()

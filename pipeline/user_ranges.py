@@ -6,7 +6,7 @@ contiguous in the order of the users' ids and of one size everywhere, so that th
 
 import datetime as dt
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -62,37 +62,47 @@ class Serving:
 
     def loaded(self) -> Loaded:
         """Return the model and the day, read at the first call in a process."""
-        return self.held or _loaded(self)
+        return self.held or _parts(self).loaded
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a process has loaded for one stage, each at its first use."""
+
+    serving: Serving
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        serving = self.serving
+        bundle = load_bundle(serving.model, serving.version)
+        day = load_day(serving.config, serving.workspace, serving.features, serving.day, bundle.encoder)
+        return Loaded(bundle, day)
+
+    @cached_property
+    def retrieval(self) -> Retrieval:
+        loaded = self.serving.loaded()
+        return load_retrieval(self.serving.config, loaded.bundle, loaded.day, self.serving.index)
+
+    @cached_property
+    def scorer(self) -> PairScorer:
+        loaded = self.serving.loaded()
+        return PairScorer(self.serving.config, loaded.bundle, loaded.day)
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        loaded = self.serving.loaded()
+        return load_reranker(self.serving.config, loaded.bundle, loaded.day)
 
 
 @lru_cache(maxsize=1)
-def _loaded(serving: Serving) -> Loaded:
-    bundle = load_bundle(serving.model, serving.version)
-    return Loaded(bundle, load_day(serving.config, serving.workspace, serving.features, serving.day, bundle.encoder))
-
-
-@lru_cache(maxsize=1)
-def _retrieval(serving: Serving) -> Retrieval:
-    loaded = serving.loaded()
-    return load_retrieval(serving.config, loaded.bundle, loaded.day, serving.index)
-
-
-@lru_cache(maxsize=1)
-def _scorer(serving: Serving) -> PairScorer:
-    loaded = serving.loaded()
-    return PairScorer(serving.config, loaded.bundle, loaded.day)
-
-
-@lru_cache(maxsize=1)
-def _reranker(serving: Serving) -> Reranker | None:
-    loaded = serving.loaded()
-    return load_reranker(serving.config, loaded.bundle, loaded.day)
+def _parts(serving: Serving) -> _Parts:
+    """Return what one stage has loaded; a worker gives all of it up at the first range of the next stage."""
+    return _Parts(serving)
 
 
 def forget() -> None:
     """Give up what this process has loaded."""
-    for loaded in (_loaded, _retrieval, _scorer, _reranker):
-        loaded.cache_clear()
+    _parts.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def user_ranges(serving: Serving, users: int, folder: Path) -> list[UserRange]:
 
 def retrieve_range(task: UserRange) -> int:
     """Write the candidates of a range's users, and return how many there are."""
-    retrieval = _retrieval(task.serving)
+    retrieval = _parts(task.serving).retrieval
     parts = [retrieve_users(retrieval, users) for users in task.shares(RETRIEVED_USERS)]
     found = {
         "items": np.concatenate([part.items for part in parts]),
@@ -132,15 +142,16 @@ def retrieve_range(task: UserRange) -> int:
 
 def rank_range(task: UserRange) -> int:
     """Write the lists of a range's users as rows of tables/candidates, and return how many candidates they had."""
-    serving, scorer, reranker = task.serving, _scorer(task.serving), _reranker(task.serving)
+    serving, parts = task.serving, _parts(task.serving)
+    scorer, reranker = parts.scorer, parts.reranker
     found = read_candidates(serving.index, task.start, task.stop)
-    parts = []
+    ranked = []
     for users in task.shares(RANKED_USERS):
         rows = slice(users.start - task.start, users.stop - task.start)
         candidates = Candidates(found.items[rows], found.from_towers[rows])
-        parts.append(rank_users(serving.config, scorer, reranker, np.arange(users.start, users.stop), candidates))
+        ranked.append(rank_users(serving.config, scorer, reranker, np.arange(users.start, users.stop), candidates))
     day = replace(scorer.day, users=scorer.day.users[task.start : task.stop])
-    write_parquet_whole(lists_frame(joined(parts), day, serving.version), task.file)
+    write_parquet_whole(lists_frame(joined(ranked), day, serving.version), task.file)
     return int((found.items != NONE).sum())
 
 

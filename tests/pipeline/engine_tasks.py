@@ -48,6 +48,16 @@ def threads(_number: int) -> tuple[int, list[str]]:
     return pl.thread_pool_size(), heavy
 
 
+def refused_first(task: tuple[int, Path]) -> None:
+    """Raise in the first task; the others leave a file when they begin, and one when they end."""
+    number, folder = task
+    if number == 0:
+        raise ValueError("day 0 has no rows")
+    (folder / f"begun-{number}").touch()
+    time.sleep(0.3)
+    (folder / f"ended-{number}").touch()
+
+
 def slept(number: int) -> int:
     """Take a while, all but the first."""
     time.sleep(min(number, 1) * 2)

@@ -56,11 +56,12 @@ class UnevenBlocks:
 
 
 def config_of(loss: str) -> Config:
-    """Return a configuration of small models."""
+    """Return a configuration of small models, one of them with dropout."""
     small = {"hidden": [16, 8], "embedding_width": 4, "numeric_width": 2}
     values: dict[str, Any] = {f"model.{name}": value for name, value in small.items()}
     values |= {"training.conversion_loss": loss, "training.learning_rate": 1e-2, "training.batch_size": BATCH_ROWS}
     values |= {"retriever.epochs": 3, "retriever.batch_size": 64, "training.shards": 2, "training.epochs": 4}
+    values |= {"model.dropout": 0.3, "model.gate_dropout": 0.3} if loss == "dcmt" else {}
     return load_config(EXAMPLE, {**values, "source.time_zone": "Asia/Shanghai"})
 
 

@@ -1,21 +1,23 @@
 """Days that training streams from the table instead of holding them."""
 
 import datetime as dt
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
+from models.retriever import Retriever
 from models.serialization import weights_digest
 from pipeline import tables
 from pipeline.blocks import StoredDay, identity, stored_day
 from pipeline.config import Config
-from pipeline.dataset import Examples, read_examples, retriever_spec
+from pipeline.dataset import Block, Examples, read_examples, retriever_spec
 from pipeline.fit import fit_of, fit_ranker
 from pipeline.fit_retriever import POOL_ROWS, fit_retriever, plan_pools
+from pipeline.label_sums import LabelSums
 from pipeline.maturity import Maturity, maturity_of
 from pipeline.study_data import Study
 from pipeline.workspace import Workspace
@@ -112,6 +114,55 @@ def test_clicked_rows_of_all_days_are_one_pool_in_time_or_pools_of_shuffled_bloc
     assert all(sum(block.clicked_rows for block in pool[:-1]) < POOL_ROWS for pool in pools)
     assert all(sum(block.clicked_rows for block in pool) >= POOL_ROWS for pool in pools[:-1])
     assert [block.rows for pool in pools for block in pool] != [block.rows for block in held.blocks()] * copies
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A day of given blocks."""
+
+    held: list[Block]
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks."""
+        return self.held
+
+    def label_sums(self) -> LabelSums:
+        """Return none."""
+        return LabelSums()
+
+    def item_clicks(self) -> pl.DataFrame:
+        """Return none."""
+        return pl.DataFrame()
+
+
+def test_no_pool_is_without_a_click(small_study: Study) -> None:
+    part = small_study.training[0]
+    full, empty = Block(tables.ROW_GROUP_ROWS, POOL_ROWS, lambda: part), Block(3, 0, lambda: part)
+    for seed in range(20):
+        pools = plan_pools([Blocks([full, empty])] * 4, torch.Generator().manual_seed(seed))
+        assert pools == [[full]] * 4
+    assert plan_pools([Blocks([full, empty])], torch.Generator()) == [[full]]
+
+
+def test_a_retriever_that_diverges_is_refused_with_what_to_do(small_study: Study) -> None:
+    towers = retriever_spec(small_study.config, small_study.plan, small_study.encoder, 1)
+    columns, days = small_study.spec("linear", 1), small_study.training
+
+    def fitted(begin: Callable[[Retriever], None] | None = None, **settings: float) -> None:
+        changed = small_study.config.retriever.model_copy(update={"epochs": 1, "batch_size": 16, **settings})
+        fit_retriever(small_study.config.model_copy(update={"retriever": changed}), towers, columns, days, begin)
+
+    expected = "retriever diverged in epoch 1: .* lower retriever.learning_rate and retriever.embedding_learning_rate"
+    with pytest.raises(ValueError, match=expected):
+        fitted(learning_rate=1e38)
+    with pytest.raises(ValueError, match=expected):
+        fitted(_spoil_a_row_that_no_example_reads)
+
+
+def _spoil_a_row_that_no_example_reads(retriever: Retriever) -> None:
+    """Make the first field's code for unseen ids no number: the loss stays one."""
+    with torch.no_grad():
+        retriever.table.table.weight[2] = torch.nan
 
 
 def test_a_retriever_learns_the_same_from_the_table_and_from_memory(

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from pipeline import threads, torchrun
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import load_config
-from pipeline.distributed import World, current
+from pipeline.distributed import World, check_devices, current
 from pipeline.featurize import days_of, run_folder
 from pipeline.fit import check_sharing, fit_of
+from pipeline.fit_state import check_places, load_kept
 from pipeline.study_data import Study
 from pipeline.train import train
 from pipeline.workspace import Workspace, read_json
@@ -183,6 +185,27 @@ def test_what_looks_at_a_whole_batch_is_refused_on_several_processes(small_study
     expected = r"2 processes cannot share .* set training.task_weights = 'static' and model.load_balance = 0 and model"
     with pytest.raises(ValueError, match=expected):
         check_sharing(spec, fit, World(0, 2))
+
+
+def test_processes_that_find_different_checkpoints_are_told(tmp_path: Path) -> None:
+    subprocess.run(_launch(STEPS.with_name("shared_checkpoint.py"), tmp_path), check=True)
+    said = [(tmp_path / f"{rank}.txt").read_text("utf-8") for rank in (0, 1)]
+    assert "0.safetensors is not the same to all 2 processes" in said[0]
+    assert "[[0, 2, 5], [-1, -1, -1]]): all of them need one workspace on shared storage" in said[1]
+
+
+def test_one_place_in_all_processes_is_none_to_refuse(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "ranker.safetensors", {}, 1)
+    assert load_kept(None) is None
+    check_places(checkpoint, torch.tensor([[1, 0, 0]] * 3))
+    with pytest.raises(ValueError, match=r"ranker.safetensors is not the same to all 3 processes .*same version"):
+        check_places(checkpoint, torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 3]]))
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    check_devices(2, 2)
+    with pytest.raises(ValueError, match=r"4 processes on a host with 2 GPUs.*--nproc-per-node to 2 or less"):
+        check_devices(4, 2)
 
 
 def test_alone_sums_and_gathered_parts_are_ones_own() -> None:

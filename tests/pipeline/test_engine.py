@@ -111,6 +111,38 @@ def test_a_worker_has_one_thread_and_no_library_that_its_tasks_do_not_need(
     assert {key: value for key, value in os.environ.items() if key.endswith("_THREADS")} == before
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_after_an_error_no_task_runs_any_more(
+    name: str, engine_of: Callable[[str], Engine], tasks: ModuleType, tmp_path: Path
+) -> None:
+    assert list(engine_of(name).map(tasks.squared, range(4), "start")) == [0, 1, 4, 9]
+    with pytest.raises(ValueError, match="day 0 has no rows"):
+        list(engine_of(name).map(tasks.refused_first, [(number, tmp_path) for number in range(9)], "try"))
+    left = sorted(file.name for file in tmp_path.iterdir())
+    begun = [name for name in left if name.startswith("begun")]
+    assert [name.replace("begun", "ended") for name in begun] == [name for name in left if name.startswith("ended")]
+    assert 0 < len(begun) < 4
+    list(engine_of(name).map(tasks.squared, range(9), "next"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == left
+
+
+def test_workers_end_with_a_driver_that_is_killed() -> None:
+    code = (
+        "import sys, pipeline.engine\n"
+        "engine = pipeline.engine.ProcessEngine(2)\n"
+        "list(engine.map(abs, range(4), 'start'))\n"
+        "print('warm', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    driver = subprocess.Popen([sys.executable, "-c", code], text=True, cwd=ROOT, **pipes)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "warm\n"
+    driver.kill()
+    # Workers inherit the driver's output: it ends when the last of them has.
+    assert driver.communicate(timeout=60) == ("", None)
+
+
 def test_an_engine_inside_another_is_the_same() -> None:
     with open_engine(configured(ENGINES["serial"])) as outer:
         assert isinstance(outer, SerialEngine)
@@ -136,6 +168,19 @@ def test_an_address_where_nobody_listens_is_told(monkeypatch: pytest.MonkeyPatch
         open_dask(1, "tcp://127.0.0.1:9"),
     ):
         pass
+
+
+def test_a_cluster_without_workers_is_told_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr("pipeline.dask_engine.PATIENCE_SECONDS", 1)
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+        with (
+            pytest.raises(ValueError, match=r"engine.address = 'tcp://127.0.0.1:.*': no scheduler with workers"),
+            open_dask(1, cluster.scheduler_address),
+        ):
+            pass
+        assert not [name for name in cluster.scheduler.clients if name.startswith("Client")]
 
 
 def test_dask_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

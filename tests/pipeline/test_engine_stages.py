@@ -1,5 +1,6 @@
 """Features, candidates and lists are the same rows, byte for byte, wherever the engine runs and whatever it divides."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -22,10 +24,13 @@ from pipeline.evaluate import evaluate
 from pipeline.feature_store import open_store
 from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.ingest import ingest
+from pipeline.pair_scorer import PairScorer
 from pipeline.register import register
+from pipeline.retrieve import Retrieval
 from pipeline.serve_lists import rank, retrieve
 from pipeline.train import train
-from pipeline.workspace import Workspace
+from pipeline.user_ranges import Serving, UserRange, forget, rank_range, retrieve_range
+from pipeline.workspace import Workspace, read_json
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "simulated.toml"
 SMALL = {
@@ -170,13 +175,14 @@ def test_every_engine_gives_the_same_bytes_though_a_worker_is_killed_in_each_sta
 
 
 @pytest.mark.parametrize("name", ["serial", "processes"])
-def test_a_day_divided_into_buckets_of_users_gives_the_same_rows(
-    name: str, expected: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_day_divided_into_buckets_of_users_gives_the_same_rows_and_trains(
+    name: str, expected: Run, simulated_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_tasks, "ROWS_PER_BUCKET", 100)
     config = configured(*{**ENGINES, "serial": ("local", 1)}[name])
     workspace = copied(expected, tmp_path, config)
-    featurize(config, workspace, days_of(config, workspace, None))
+    days = days_of(config, workspace, None)
+    featurize(config, workspace, days)
     stores = [open_store(config, each) for each in (workspace, expected.workspace)]
     paths = [(workspace.table("examples"), expected.workspace.table("examples"))]
     paths += [(stores[0].table(part), stores[1].table(part)) for part in ("partials", "actions", "raw")]
@@ -186,3 +192,37 @@ def test_a_day_divided_into_buckets_of_users_gives_the_same_rows(
         assert divided.sort(order).equals(whole.sort(order)), mine
     files = tables.day_files(workspace.table("examples"))
     assert all(len(parts) > 1 for parts in files.values())
+    if name == "serial":
+        labels = _labels(run_folder(config, workspace, days))
+        train(config, workspace, days)
+        assert _labels(run_folder(config, workspace, days)) == labels
+        calibrate(config, workspace, days)
+        assert evaluate(config, workspace, days, simulated_source).rows_in > 0
+
+
+def _labels(run: Path) -> dict[str, Any]:
+    """Return what training.json says of the rows that trained each task."""
+    labels: dict[str, Any] = read_json(run / "model" / "training.json", "train")["labels"]
+    return labels
+
+
+def test_a_worker_gives_up_what_one_stage_loaded_when_the_next_one_begins(expected: Run, tmp_path: Path) -> None:
+    config, workspace = configured("local", 1), expected.workspace
+    days = days_of(config, workspace, None)
+    run = run_folder(config, workspace, days)
+
+    def serving(stage: str) -> Serving:
+        folders = {name: run / name for name in ("features", "model", "index")}
+        return Serving(stage, config, workspace, version="1", day=days.scored_for, **folders)
+
+    retrieve_range(UserRange(serving("retrieve"), 0, 4, tmp_path / "candidates.parquet"))
+    assert _held(Retrieval) == 1
+    rank_range(UserRange(serving("rank"), 0, 4, tmp_path / "lists.parquet"))
+    assert (_held(Retrieval), _held(PairScorer)) == (0, 1)
+    forget()
+    assert _held(PairScorer) == 0
+
+
+def _held(kind: type) -> int:
+    gc.collect()
+    return sum(type(one) is kind for one in gc.get_objects())

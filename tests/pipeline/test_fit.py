@@ -204,6 +204,8 @@ def test_a_configured_task_cannot_have_the_name_of_a_loss(make_config: Callable[
 def test_a_ranker_that_diverges_is_refused_with_what_to_do(small_study: Study) -> None:
     with pytest.raises(ValueError, match=r"training of ple diverged in epoch 1: .* lower training.learning_rate"):
         _fitted(small_study, learning_rate=1e30, embedding_learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"linear diverged in epoch 1: .* lower training.baseline_learning_rate$"):
+        fit_ranker(small_study.spec("linear", 1), fit_of(small_study.config, 1e38), small_study.training, [])
 
 
 def test_learned_weights_are_refused_for_the_doubly_robust_loss(make_config: Callable[..., Config]) -> None:

@@ -92,6 +92,9 @@ def test_an_epoch_takes_every_row_once_and_any_number_of_processes_the_same_batc
     for whole, *shared in zip(alone, *parts, strict=True):
         assert _numbers(whole) == [number for rows in shared for number in _numbers(rows)]
         assert {rows.of_batch for rows in shared} == {whole.count}
+        assert [rows.before for rows in shared] == [
+            sum(rows.count for rows in shared[:rank]) for rank in range(processes)
+        ]
         assert sum(rows.share() for rows in shared) == pytest.approx(1)
         assert all(len(rows.features) == max(rows.count, 1) for rows in shared)
         masks = [rows.targets.click_mask_B + rows.targets.extra["task"][1] for rows in shared if not rows.count]
