@@ -51,7 +51,7 @@ class Judgement:
     """What the gate found.
 
     Attributes:
-        outcome: 'not compared' where there is a champion that the test days cannot be compared on.
+        outcome: 'not compared' where the test days tell nothing about the champion, or no task could be measured.
         sentence: why, in one sentence without a full stop.
         reference: what the challenger was held against.
         log_loss: the challenger's of click-and-conversion; None without a positive or a negative.
@@ -92,6 +92,7 @@ def judge_run(
     reference = POPULARITY if champion is None else f"version {champion.version}"
     tested = predict_test_days(config, workspace, days, challenger, champion)
     parts = _task_looks(config, tested)
+    unmeasured = not any(isinstance(part, Look) for part in parts)
     if champion is not None:
         parts += _segment_looks(config, tested, impression_segments(config, workspace, folder, tested.frames))
         parts += _retrieval(
@@ -99,7 +100,6 @@ def judge_run(
         )
     checks = answered(config, parts) + diagnostic_checks(config, verdicts)
     failed = [check for check in checks if check.verdict == "failed"]
-    unmeasured = champion is not None and not any(check.difference is not None for check in checks)
     if failed:
         outcome: Outcome = "failed"
         sentence = "; ".join(_sentence(check, reference) for check in failed)

@@ -4,17 +4,21 @@ import datetime as dt
 import json
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from pipeline import registry, tracking
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of
 from pipeline.scoring import check_features, load_bundle
+from pipeline.stage import LOG
 from pipeline.workspace import Workspace
 
 MOVE = "champion_move_"
 REASON_LENGTH = 1000
 ROLLBACK = "rollback"
+REGISTER = "register"
+SHOWN = 200
 UNRECORDED = "unrecorded"
 """In the place of the time at which the alias was moved in MLflow, past these commands."""
 
@@ -67,7 +71,7 @@ def move_champion(config: Config, client: tracking.Client, move: Move) -> None:
                 f"{move.version} was checked: another process moved it; {again}"
             )
         number = 1 + max(_recorded(registry.model_tags(config, client)), default=0)
-        registry.tag_model(config, client, f"{MOVE}{number:06d}", json.dumps(asdict(move)))
+        registry.tag_model(config, client, f"{MOVE}{number:06d}", json.dumps(asdict(move), ensure_ascii=False))
         registry.set_alias(config, client, tracking.CHAMPION, move.version)
         told = {"at": move.at, "by": move.by, "before": str(move.before), "reason": move.reason}
         registry.tag_version(config, client, move.version, {f"champion_{key}": value for key, value in told.items()})
@@ -81,7 +85,14 @@ def move_champion(config: Config, client: tracking.Client, move: Move) -> None:
 def make_move(version: str, before: str | None, *, by: str, reason: str) -> Move:
     """Return a move of now."""
     at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    return Move(version, before, at, by, reason[:REASON_LENGTH])
+    return Move(version, before, at, by, _cut(reason))
+
+
+def _cut(reason: str) -> str:
+    """Cut a reason to what takes `REASON_LENGTH` characters as JSON; a tag that is cut later cannot be read again."""
+    text = reason.encode(errors="replace").decode()[:REASON_LENGTH]
+    lengths = accumulate(len(json.dumps(sign, ensure_ascii=False)) - len('""') for sign in text)
+    return text[: sum(length <= REASON_LENGTH for length in lengths)]
 
 
 def promote(config: Config, workspace: Workspace, version: str, *, reason: str, force: bool) -> Move:
@@ -93,7 +104,7 @@ def promote(config: Config, workspace: Workspace, version: str, *, reason: str, 
     """
     if force and not reason.strip():
         raise ValueError("--force needs a --reason: it is recorded with the version")
-    client = tracking.connect(config, workspace)
+    client = _registry(config, workspace)
     before = tracking.champion_version(config, client)
     tags = tracking.version_tags(config, client, version)
     if before == version:
@@ -117,7 +128,7 @@ def rollback(config: Config, workspace: Workspace, to: str | None, *, reason: st
     Raises:
         ValueError: there is none to go back to, or as `promote`, but for the gate.
     """
-    client = tracking.connect(config, workspace)
+    client = _registry(config, workspace)
     before = tracking.champion_version(config, client)
     if before is None:
         raise ValueError(f"no version of {config.tracking.model!r} is champion: promote one instead")
@@ -146,8 +157,12 @@ def check_loads(config: Config, client: tracking.Client, version: str) -> None:
 
 
 def history(config: Config, workspace: Workspace) -> list[Entry]:
-    """Return all versions, the newest first, with the times at which each was champion."""
-    client = tracking.connect(config, workspace)
+    """Return all versions, the newest first, with the times at which each was champion.
+
+    Raises:
+        ValueError: there is no registry, or it does not answer.
+    """
+    client = _registry(config, workspace)
     champion = tracking.champion_version(config, client)
     made = moves(registry.model_tags(config, client), champion)
     last = None if made and made[-1].version == champion else UNRECORDED
@@ -161,12 +176,47 @@ def history(config: Config, workspace: Workspace) -> list[Entry]:
     ]
 
 
+def _registry(config: Config, workspace: Workspace) -> tracking.Client:
+    """Return the client of a registry that is there; a workspace whose name is mistyped is not made.
+
+    Raises:
+        ValueError: there is none, or it does not answer.
+    """
+    client = tracking.connect_to_read(config, workspace)
+    if client is None:
+        raise ValueError(
+            f"{workspace.root} has no mlflow.db, so no model was registered there: correct --workspace or "
+            "tracking.uri, or run `counterpoise register` first"
+        )
+    return client
+
+
 def moves(tags: dict[str, str], champion: str | None) -> list[Move]:
-    """Return the recorded moves, the oldest first, without those that a kill kept from happening."""
-    recorded = _recorded(tags)
-    found = [Move(**json.loads(recorded[number])) for number in sorted(recorded)]
-    after = [*(move.before for move in found[1:]), champion]
+    """Return the recorded moves, the oldest first, without those that a kill kept from happening.
+
+    One that cannot be read, such as a tag that was edited in MLflow, is left out with a warning: the others still tell.
+    """
+    found = [move for _, text in sorted(_recorded(tags).items()) if (move := _read(text)) is not None]
+    after = [*(move.before for move in found[1:]), champion][: len(found)]
     return [move for move, now in zip(found, after, strict=True) if now == move.version or now != move.before]
+
+
+def _read(text: str) -> Move | None:
+    try:
+        return Move(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        LOG.warning("a recorded move of the champion cannot be read and is left out (%s): %s", error, text[:SHOWN])
+        return None
+
+
+def withdrawn(config: Config, workspace: Workspace) -> frozenset[str]:
+    """Return the versions that a promote or a rollback took the place of when they were last champion; none is now."""
+    client = tracking.connect_to_read(config, workspace)
+    if client is None:
+        return frozenset()
+    champion = tracking.champion_version(config, client)
+    last = {move.before: move.by for move in moves(registry.model_tags(config, client), champion)}
+    return frozenset(one for one, by in last.items() if one is not None and one != champion and by != REGISTER)
 
 
 def champion_before(made: list[Move], champion: str) -> str | None:

@@ -6,13 +6,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.config import Config
-from pipeline.tracking import ABSENT, CHALLENGER, CHAMPION
+from pipeline.tracking import ABSENT, CHALLENGER, CHAMPION, FILES_DIGEST, log_figures, version_tags
 
 TAG_LENGTH = 5000
 LOCK_EXPIRES_S, LOCK_POLL_S = 60.0, 0.2
@@ -40,6 +42,43 @@ def versions(config: Config, client: MlflowClient) -> list[Version]:
         for one in found
     ]
     return sorted(made, key=lambda one: int(one.version))
+
+
+def version_made_by(config: Config, client: MlflowClient, run: str, digest: str) -> str | None:
+    """Return the newest version that a run of stages has registered with these very files, None where there is none.
+
+    The tags of the MLflow run count where the version has none: a kill may have come between the two.
+    """
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None, "connect makes it"
+    found = []
+    for made in client.search_runs([experiment.experiment_id], f"tags.run = '{run}'"):
+        own = f"name='{config.tracking.model}' and run_id='{made.info.run_id}'"
+        for one in client.search_model_versions(own):
+            tags = made.data.tags | version_tags(config, client, str(one.version))
+            if tags.get(FILES_DIGEST) == digest:
+                found.append(str(one.version))
+    return max(found, key=int, default=None)
+
+
+def log_again(
+    config: Config,
+    client: MlflowClient,
+    version: str,
+    *,
+    metrics: dict[str, float],
+    record: dict[str, Any],
+    files: list[Path],
+) -> None:
+    """Log what a run says now of a version that it has registered before; see `pipeline.tracking.log_version`."""
+    run = client.get_model_version(config.tracking.model, version).run_id
+    assert run is not None
+    for key, value in record.items():
+        client.set_tag(run, key, str(value))
+    log_figures(config, client, version, metrics)
+    for path in files:
+        client.log_artifact(run, str(path))
+    tag_version(config, client, version, {FILES_DIGEST: record[FILES_DIGEST]})
 
 
 def model_tags(config: Config, client: MlflowClient) -> dict[str, str]:
@@ -125,5 +164,6 @@ def set_alias(config: Config, client: MlflowClient, alias: str, version: str) ->
 
 
 def tag_model(config: Config, client: MlflowClient, key: str, value: str) -> None:
-    """Write a tag on the registered model as a whole."""
-    client.set_registered_model_tag(config.tracking.model, key, value[:TAG_LENGTH])
+    """Write a tag on the registered model as a whole; it is one that is read again, so it is not cut."""
+    assert len(value) <= TAG_LENGTH
+    client.set_registered_model_tag(config.tracking.model, key, value)

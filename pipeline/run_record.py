@@ -16,6 +16,7 @@ from pipeline.featurize import run_folder
 from pipeline.feed_store import open_store
 from pipeline.split import Days
 from pipeline.stage import LOG, Measured, Outcome, measure
+from pipeline.uris import shown
 from pipeline.workspace import Workspace, write_json
 
 RECORD = "record.json"
@@ -32,6 +33,7 @@ class Step:
         made: files of the run's folder that it makes, as patterns.
         makes_lists: whether it writes the serving day of tables/candidates.
         champion: whether it depends on which version is champion.
+        gate: whether it asks what the table `gate` says, which is no part of the configuration's digest.
         publishes: whether it reads the serving day's lists and makes a version of the feed.
     """
 
@@ -40,6 +42,7 @@ class Step:
     made: tuple[str, ...] = ()
     makes_lists: bool = False
     champion: bool = False
+    gate: bool = False
     publishes: bool = False
 
 
@@ -51,7 +54,7 @@ STEPS = {
     "calibrate": Step(files=("model/training.json",), made=("model/calibration.json",)),
     "evaluate": Step(files=(*FEATURES, "model/*.json"), made=("evaluation/evaluation.json",)),
     # Which champion it met is history: one that came later is no reason to register the same model once more.
-    "register": Step(files=("model/*.json", "evaluation/evaluation.json"), made=("register.json",)),
+    "register": Step(files=("model/*.json", "evaluation/evaluation.json"), made=("register.json",), gate=True),
     "retrieve": Step(files=FEATURES, made=("index/*",), champion=True),
     "rank": Step(files=(*FEATURES, "index/*"), makes_lists=True, champion=True),
     "publish": Step(
@@ -134,13 +137,15 @@ def _holds(job: Job, step: Step, known: dict[str, Any], inputs: dict[str, str]) 
 
 def inputs_of(job: Job, step: Step) -> dict[str, str]:
     """Return what decides a stage's outcome, each as a short text."""
-    found = {"config": job.config.digest(), "code": code_digest(), "days": _told(job.days), "source": job.source}
+    found = {"config": job.config.digest(), "code": code_digest(), "days": _told(job.days), "source": shown(job.source)}
     for name in step.tables:
         table = job.workspace.table(name)
         found[f"table {name}"] = str(tables.version(table)) if tables.exists(table) else "none"
     found |= {f"file {name}": digest for name, digest in _digests(job.folder, step.files)}
     if step.champion:
         found["champion"] = str(job.champion())
+    if step.gate:
+        found["gate"] = job.config.gate.model_dump_json()
     if step.publishes:
         found["feed"] = job.config.feed.model_dump_json()
         found["lists"] = _lists(job)

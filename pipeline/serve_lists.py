@@ -37,8 +37,8 @@ def _champion(config: Config, workspace: Workspace, days: Days, engine: Engine, 
         if found is None:
             raise ValueError(
                 f"no version of {config.tracking.model!r} is champion: run `counterpoise register` first; where its "
-                "gate refused every model, `counterpoise history` says why, and `counterpoise promote VERSION --force` "
-                "makes one champion by hand"
+                "gate refused every model, `counterpoise history` says why: set [gate] to what you accept and give the "
+                "night's command again, or make one champion by hand with `counterpoise promote VERSION --force`"
             )
         bundle = load_bundle(found.folder, found.version)
         check_features(bundle, plan_of(config))

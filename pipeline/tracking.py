@@ -33,7 +33,9 @@ ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 """Error codes of a name, version or alias that is not there."""
 FILES_DIGEST = "files_sha256"
 SQLITE = "sqlite:///"
-METRIC_SIGNS = r"[^\w. /-]"
+METRIC_SIGNS = r"[^\w. :-]"
+METRIC_PART_BYTES = 200
+"""MLflow takes 250 characters; the parts around one that comes from the data need less than 50."""
 METRICS_A_REQUEST = 1000
 """MLflow's own limit of a batch."""
 EPOCH, DAY_MS = dt.date(1970, 1, 1), 86_400_000
@@ -63,7 +65,7 @@ def connect(config: Config, workspace: Workspace) -> MlflowClient:
             local = (workspace.root.resolve() / "mlartifacts").as_uri() if config.tracking.uri is None else None
             mlflow.create_experiment(config.tracking.experiment, artifact_location=local)
         mlflow.set_experiment(config.tracking.experiment)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise ValueError(f"tracking store {uri} does not answer: {error}; correct tracking.uri") from error
     return MlflowClient()
 
@@ -243,12 +245,33 @@ def log_file(config: Config, client: MlflowClient, version: str, path: Path) -> 
 
 
 def log_figures(config: Config, client: MlflowClient, version: str, figures: dict[str, float]) -> None:
-    """Log metrics to the run that made a version; signs that MLflow refuses in names become underscores."""
+    """Log metrics to the run that made a version, under names of `metric_name`."""
     run = client.get_model_version(config.tracking.model, version).run_id
     assert run is not None
     now = int(time.time() * 1000)
-    metrics = [Metric(re.sub(METRIC_SIGNS, "_", name), value, now, 0) for name, value in figures.items()]
-    client.log_batch(run, metrics=metrics)
+    _log_metrics(client, run, [Metric(name, value, now, 0) for name, value in figures.items()])
+
+
+def metric_name(*parts: str) -> str:
+    """Return a name that MLflow takes for a metric, its parts joined by slashes.
+
+    What MLflow refuses within a part, slashes too, becomes an underscore, and a long part is cut. Such a part ends in a
+    digest of what it was, so that parts of the data (a surface may be a URL) that differ never share a name.
+    """
+    return "/".join(_metric_part(part) for part in parts)
+
+
+def _metric_part(part: str) -> str:
+    clean = "_" if part in {"", ".", ".."} else re.sub(METRIC_SIGNS, "_", part)
+    if clean == part and len(part.encode()) <= METRIC_PART_BYTES:
+        return part
+    digest = f"-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+    return clean.encode()[: METRIC_PART_BYTES - len(digest)].decode(errors="ignore") + digest
+
+
+def _log_metrics(client: MlflowClient, run: str, metrics: list[Metric]) -> None:
+    for start in range(0, len(metrics), METRICS_A_REQUEST):
+        client.log_batch(run, metrics=metrics[start : start + METRICS_A_REQUEST])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -263,7 +286,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def log_days(config: Config, client: MlflowClient, figures: dict[dt.date, dict[str, float]]) -> int:
-    """Log figures of days to the experiment's one run named 'watch', the step being days since 1970.
+    """Log figures of days to the run named 'watch' of this data set and model, the step being days since 1970.
 
     A figure that the run has for a day already stays as it is, so that a rerun doubles nothing. Returns how many were
     logged.
@@ -274,24 +297,27 @@ def log_days(config: Config, client: MlflowClient, figures: dict[dt.date, dict[s
     for day, values in figures.items():
         step = (day - EPOCH).days
         for name, value in values.items():
-            key = re.sub(METRIC_SIGNS, "_", name)
+            key = metric_name(*name.split("/"))
             if key not in known:
                 known[key] = {metric.step for metric in client.get_metric_history(run, key)}
             if step not in known[key]:
                 metrics.append(Metric(key, value, step * DAY_MS, step))
-    for start in range(0, len(metrics), METRICS_A_REQUEST):
-        client.log_batch(run, metrics=metrics[start : start + METRICS_A_REQUEST])
+    _log_metrics(client, run, metrics)
     return len(metrics)
 
 
 def _watch_run(config: Config, client: MlflowClient) -> str:
-    """Return the id of the run named 'watch', and make it where there is none."""
+    """Return the id of the run named 'watch' of this data set and model, and make it where there is none.
+
+    Others may share the experiment: their days are the same and their figures are not.
+    """
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None, "connect makes it"
     number = experiment.experiment_id
-    found = client.search_runs([number], "attributes.run_name = 'watch'", order_by=["attributes.start_time ASC"])
-    if found:
-        return str(found[0].info.run_id)
-    made = client.create_run(number, run_name="watch").info.run_id
+    tags = {"data_set": config.name, "model": config.tracking.model}
+    for run in client.search_runs([number], "attributes.run_name = 'watch'", order_by=["attributes.start_time ASC"]):
+        if tags.items() <= run.data.tags.items():
+            return str(run.info.run_id)
+    made = client.create_run(number, run_name="watch", tags=tags).info.run_id
     client.set_terminated(made)
     return str(made)

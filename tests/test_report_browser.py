@@ -198,7 +198,8 @@ def real_report(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory
         "source.time_zone": "Asia/Shanghai",
         "evaluation.replicates": 20,
         "training.epochs": 2,
-        "gate.min_positives": 100_000,  # the model of a world this small need not be good
+        "gate.pcoc": (0.01, 100.0),  # the model of a world this small need not be good
+        "gate.tolerance": {"log_loss": 9.0, "gauc": 1.0, "recall": 1.0, "coverage": 1.0},
         "gate.blocking_alarms": [],
     }
     config = load_config(Path(__file__).parent.parent / "examples" / "simulated.toml", overrides)

@@ -46,7 +46,8 @@ def made(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
             "ranking.weights": {"p_click": 0.1, "expected_price": 1.0},
             "retriever.epochs": 1,
             "evaluation.replicates": 20,
-            "gate.min_positives": 100_000,  # the model of a world this small need not be good
+            "gate.pcoc": (0.01, 100.0),  # the model of a world this small need not be good
+            "gate.tolerance": {"log_loss": 9.0, "gauc": 1.0, "recall": 1.0, "coverage": 1.0},
             "gate.blocking_alarms": [],
         },
     )

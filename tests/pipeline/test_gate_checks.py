@@ -158,6 +158,38 @@ def test_a_pcoc_of_two_fails_the_usual_bounds(bounds: tuple[float, float], verdi
     assert judge([pcoc_look("", trials, 200, bounds)], replicates=50, seed=0)[0].verdict == verdict
 
 
+def _rates(generator: np.random.Generator, rate: float, bounds: tuple[float, float], users: int = 200) -> Look:
+    """Look at the ratio of exponential draws, which are `rate` on average, to ones."""
+    return Look(
+        name="",
+        challenger_U=generator.exponential(rate, users),
+        reference_U=None,
+        denominators_U=np.ones(users),
+        least=bounds[0],
+        most=bounds[1],
+    )
+
+
+def test_draws_beyond_the_other_bound_make_a_failure_no_likelier() -> None:
+    """Of bounds that are closer than the noise most draws lie outside, on both sides."""
+    check = judge([_rates(np.random.default_rng(6), 1.05, (0.999, 1.001))], replicates=1000, seed=1)[0]
+    assert check.challenger is not None
+    assert check.challenger > 1.02
+    assert check.low is not None
+    assert check.low < 0.999
+    assert check.p_holm is not None
+    assert 0.6 < check.p_holm < 0.8  # a third of the draws lie below both bounds, and count for each
+    assert check.verdict == "passed"
+
+
+def test_however_close_the_bounds_are_a_rate_between_them_fails_in_about_five_percent_of_samples_at_most() -> None:
+    generator = np.random.default_rng(7)
+    looks = [_rates(generator, 1.0, (0.9999, 1.0001)) for _ in range(400)]
+    failed = sum(judge([look], replicates=400, seed=n)[0].verdict == "failed" for n, look in enumerate(looks))
+    # With a chance of 0.05 more than 32 of 400 come in 0.4 % of such tests; the draws are seeded.
+    assert 8 <= failed <= 32
+
+
 def test_a_pcoc_out_of_bounds_does_not_block_while_its_interval_reaches_in() -> None:
     labels = np.zeros(200, dtype=np.bool_)
     labels[:4] = True

@@ -144,6 +144,24 @@ def test_history_tells_when_each_version_was_champion(store: Store) -> None:
     assert entries["3"].champion[-1][1] == "unrecorded"
 
 
+def test_the_champion_is_moved_while_a_night_holds_the_workspace(store: Store) -> None:
+    options = ["--config", str(EXAMPLE), "--workspace", str(store.workspace.root)]
+    options += [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    with store.workspace.lock("run"):
+        for command in (["promote", "3"], ["rollback"], ["history"]):
+            result = CliRunner().invoke(app, [*command, *options])
+            assert result.exit_code == 0, result.output
+    assert store.champion() == "2"
+
+
+@pytest.mark.parametrize("command", [["promote", "3"], ["rollback"], ["history"]])
+def test_a_mistyped_workspace_is_told_and_not_made(command: list[str], tmp_path: Path) -> None:
+    options = ["--config", str(EXAMPLE), "--workspace", str(tmp_path / "wrokspace")]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert "wrokspace has no mlflow.db, so no model was registered there: correct --workspace" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_champion_or_unknown_is_not_promoted(store: Store) -> None:
     with pytest.raises(ValueError, match="version 2 of 'counterpoise' is champion already: nothing to promote"):
         promote(store.config, store.workspace, "2", reason="", force=False)
@@ -249,6 +267,26 @@ def test_a_promoter_that_lost_the_lock_while_it_moved_says_so(store: Store) -> N
     with pytest.raises(ValueError, match="the registry's lock was lost while version 3 became champion"):
         move_champion(store.config, client, make_move("3", "2", by="promote", reason=""))
     client.delete_registered_model(f"{store.config.tracking.model}-promotion-lock")
+
+
+@pytest.mark.parametrize("sign", ["ж", "推", '"', "\x01", "\udc80"])
+def test_a_long_reason_in_any_script_is_cut_so_that_the_move_can_be_read_again(store: Store, sign: str) -> None:
+    promote(store.config, store.workspace, "3", reason=sign * 5000, force=False)
+    rollback(store.config, store.workspace, None, reason=sign * 5000)
+    assert store.champion() == "2"
+    last = moves(registry.model_tags(store.config, store.client), "2")[-2:]
+    assert [move.version for move in last] == ["3", "2"]
+    assert {len(set(move.reason)) for move in last} == {1}
+    assert all(100 < len(move.reason) <= 1000 for move in last)
+
+
+def test_a_recorded_move_that_cannot_be_read_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    tags = {f"champion_move_{n:06d}": json.dumps(vars(_move(str(n), str(n - 1)))) for n in (1, 2, 3)}
+    tags["champion_move_000002"] = tags["champion_move_000002"][:-5]
+    assert [move.version for move in moves(tags, "3")] == ["1", "3"]
+    assert "a recorded move of the champion cannot be read and is left out" in caplog.text
+    assert [move.version for move in moves({**tags, "champion_move_000003": "{}"}, "2")] == ["1"]
+    assert moves({}, "1") == []
 
 
 def _move(version: str, before: str | None, by: str = "register") -> Move:

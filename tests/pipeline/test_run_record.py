@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Config
+from pipeline.gate_section import Gate
 from pipeline.run import STAGES, Span
 from pipeline.run_record import Job, execute, read_record
 from pipeline.split import Days
@@ -162,3 +163,34 @@ def test_a_span_ends_with_its_last_stage_and_forces_all_from_its_first() -> None
     assert Span(until="train").names() == ["ingest", "featurize", "train"]
     assert Span().forced() == frozenset()
     assert Span(again="retrieve").forced() == {"retrieve", "rank", "publish", "watch"}
+
+
+def test_a_span_that_would_run_nothing_again_is_refused() -> None:
+    with pytest.raises(ValueError, match="--from rank comes after --until train, so nothing would be run again"):
+        Span(until="train", again="rank")
+    assert Span(until="rank", again="rank").forced() >= {"rank"}
+
+
+def test_the_record_holds_a_source_without_its_credentials(job: Job) -> None:
+    uri = "s3://KEY:SECRET@bucket/logs?secret_key=SECRET"
+    execute(replace(job, source=uri), "calibrate", _calibration(job, []))
+    text = (job.folder / "record.json").read_text()
+    assert "s3://bucket/logs" in text
+    assert "SECRET" not in text
+
+
+def test_register_alone_asks_again_when_the_gate_is_another(job: Job) -> None:
+    ran: list[str] = []
+
+    def stage() -> Outcome:
+        ran.append("register")
+        (job.folder / "register.json").write_text("{}")
+        return Outcome(1, 1)
+
+    changed = replace(job, config=job.config.model_copy(update={"gate": Gate(min_positives=7)}))
+    assert changed.folder == job.folder
+    for one in (job, job, changed, changed):
+        execute(one, "register", stage)
+    assert ran == ["register"] * 2
+    execute(job, "calibrate", _calibration(job, []))
+    assert "skipped" in execute(changed, "calibrate", _calibration(job, [])).as_dict()
