@@ -13,9 +13,9 @@ from pipeline import tables
 from pipeline.checkpoint import FOLDER as CHECKPOINTS
 from pipeline.config import Config
 from pipeline.feed import Feed
+from pipeline.feed_copies import AUDIT
 from pipeline.feed_lmdb import LmdbStore
 from pipeline.feed_store import lmdb_folder
-from pipeline.publish import AUDIT
 from pipeline.run_record import RECORD
 from pipeline.vacuum import tables_of
 from pipeline.workspace import Workspace

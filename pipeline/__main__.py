@@ -194,7 +194,7 @@ def _call(name: str, config: "Config", workspace: "Workspace", source: str, when
         measure(name, lambda: ingest.ingest(config, workspace, source, date))
         return
     if name == run.WATCH:
-        measure(name, lambda: watch.watch(config, workspace, run.watched_days(config, workspace, date)))
+        measure(name, lambda: watch.watch(config, workspace, run.watched_days(config, workspace, date), date))
         return
     days = featurize.days_of(config, workspace, date)
     job = run.job_of(config, workspace, days, source, run.Span(again=name if force else None))
@@ -285,7 +285,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"counterpoise: {' '.join(message.split())}", err=True)
+    from pipeline.log_format import failure_line
+
+    typer.echo(failure_line(" ".join(message.split()), logging.getLogger("counterpoise").handlers), err=True)
     sys.stderr.flush()
     os._exit(USER_ERROR)
 

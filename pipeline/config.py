@@ -8,10 +8,11 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.feed_sections import HIDDEN, FeedSection, ServeSection
+from pipeline.feed_sections import FeedSection, ServeSection
 from pipeline.gate_section import Gate
 from pipeline.ranking_section import Ranking
 from pipeline.sections import (
+    HIDDEN,
     Calibration,
     Context,
     Engine,
@@ -26,9 +27,10 @@ from pipeline.sections import (
     SideTable,
     Source,
     Split,
-    Tracking,
 )
+from pipeline.tracking_section import Tracking
 from pipeline.training_section import Training
+from pipeline.uris import without_credentials
 from pipeline.watch_section import Watch
 
 OWN_LOSSES = {
@@ -274,8 +276,8 @@ def explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"
-        shown = "" if item["type"] in {"missing", "value_error"} and not item["loc"] else f" = {item['input']!r}"
-        if item["type"] in {"missing", HIDDEN}:
+        shown = f" = {without_credentials(repr(item['input']))}"
+        if item["type"] in {"missing", HIDDEN} or (item["type"] == "value_error" and not item["loc"]):
             shown = ""
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}{shown}: remove it or correct its name")

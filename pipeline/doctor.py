@@ -11,6 +11,7 @@ from pipeline.doctor_runs import check_champion, check_runs, records_here
 from pipeline.doctor_tables import check_days, check_orphans, check_stores, check_tables, check_versions
 from pipeline.finding import Finding, judged
 from pipeline.vacuum import run_folders
+from pipeline.watch_lists import UNREADABLE
 from pipeline.workspace import Workspace
 
 LOCKS = Path("/proc/locks")
@@ -47,14 +48,14 @@ def examine(config: Config, workspace: Workspace, *, deep: bool = False) -> list
         "feed": lambda: check_published(config, workspace, deep=deep),
         "workspace": lambda: check_place(workspace),
     }
-    return [finding for name, check in checks.items() for finding in _to_its_end(name, check)]
+    return [finding for name, check in checks.items() for finding in to_its_end(name, check)]
 
 
-def _to_its_end(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def to_its_end(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """Yield the findings of a check; what it cannot get over is a finding too, so that the other checks are made."""
     try:
         yield from check()
-    except (ValueError, OSError) as error:
+    except (ValueError, *UNREADABLE) as error:
         told = " ".join(str(error).split())
         yield Finding(name, ok=False, sentence=f"this check came to no end ({told}): mend that, or what stands above")
 

@@ -11,7 +11,7 @@ from pipeline.feed_encode import Digest, batches, read_day
 from pipeline.feed_records import Version
 from pipeline.feed_store import open_store
 from pipeline.finding import Finding, judged
-from pipeline.watch_lists import Copy, copies
+from pipeline.watch_lists import UNREADABLE, Copy, copies
 from pipeline.workspace import Workspace
 
 SAMPLED = 100
@@ -52,7 +52,7 @@ def _live(config: Config, workspace: Workspace, live: Version, mine: list[Copy])
         users = rows.select(pl.col("user_id").unique().sort()).head(SAMPLED).collect()["user_id"].to_list()
         expected = rows.filter(pl.col("user_id").is_in(users)).sort("user_id", "rank").collect()
         lists = feed.lists(users)
-    except (ValueError, pl.exceptions.PolarsError, OSError) as error:
+    except (ValueError, *UNREADABLE) as error:
         return Finding(name, ok=False, sentence=f"version {live.name} cannot be read ({error}): {AGAIN}")
     if feed.refused is not None:
         return Finding(name, ok=False, sentence=feed.refused)
@@ -78,7 +78,7 @@ def _copy_problems(copy: Copy) -> Iterator[str]:
         digest = Digest(day)
         for batch in batches(day):
             digest.update(batch)
-    except (ValueError, pl.exceptions.PolarsError, OSError) as error:
+    except (ValueError, *UNREADABLE) as error:
         yield f"its rows cannot be read ({error}): {AGAIN}"
         return
     if digest.hexdigest(catalogue.read_bytes(), copy.record["scored_for"]) != copy.record["digest"]:

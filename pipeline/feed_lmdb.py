@@ -81,7 +81,7 @@ class LmdbStore:
 
     def _remove_all_but(self, kept: list[str]) -> None:
         for path in (self.folder / "versions").iterdir():
-            if path.name not in kept:
+            if path.is_dir() and path.name not in kept:
                 shutil.rmtree(path)
 
 
@@ -189,7 +189,7 @@ class LmdbReader:
         """Return what changes with every switch; zeros without a pointer."""
         try:
             status = os.stat(self.pointer)  # noqa: PTH116  # half the time of Path.stat
-        except FileNotFoundError:
+        except OSError:  # not there, or not to be seen: the version that is open goes on
             return 0, 0
         return status.st_ino, status.st_mtime_ns
 
@@ -211,16 +211,21 @@ class LmdbReader:
         """Open the version that the pointer names.
 
         Raises:
-            ValueError: there is none, it is damaged, or it is gone again and again.
+            ValueError: there is none, it is damaged or may not be read, or it is gone again and again.
         """
         for _ in range(OPENING_ATTEMPTS):
-            names = read_pointer(self.folder)
-            if not names:
-                raise ValueError(NOTHING_PUBLISHED.format(self.folder))
             try:
+                names = read_pointer(self.folder)
+                if not names:
+                    raise ValueError(NOTHING_PUBLISHED.format(self.folder))
                 return SHARED.open(self.folder / "versions" / names[0])
             except FileNotFoundError as error:
                 missing = error.filename  # two publishers came since the pointer was read, or the file is lost
+            except (OSError, lmdb.Error) as error:
+                raise ValueError(
+                    f"the feed in {self.folder} cannot be read ({error}): correct its permissions, then publish again "
+                    "or restart the reader"
+                ) from None
         raise ValueError(f"{missing} is missing: publish again with --force")
 
 

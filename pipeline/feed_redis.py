@@ -224,17 +224,27 @@ class RedisReader:
 
 
 def connect(url: str) -> tuple[str, Any, str]:
-    """Return what to call a Redis in messages, its client and the pointer's key."""
+    """Return what to call a Redis in messages, its client and the pointer's key.
+
+    Raises:
+        ValueError: the URL has an option that redis-py does not take.
+    """
     parts = urllib.parse.urlsplit(url)
     query = urllib.parse.parse_qs(parts.query)
     prefix = query.pop("prefix", ["counterpoise"])[0]
     plain = parts._replace(query=urllib.parse.urlencode(query, doseq=True))
-    client = redis.Redis.from_url(
-        plain.geturl(),
-        password=os.environ.get(PASSWORD_VARIABLE),
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-    )
+    try:
+        client = redis.Redis.from_url(
+            plain.geturl(),
+            password=os.environ.get(PASSWORD_VARIABLE),
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+        )
+        client.connection_pool.make_connection()  # which connects to nothing yet, and refuses unknown options
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"feed.url has an option that cannot be used ({error}): expected ?prefix=NAME or an option of redis-py"
+        ) from None
     return f"redis at {parts.hostname}:{parts.port or 6379}", client, f"{{{prefix}}}"
 
 

@@ -5,10 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.sections import Positive, Rate, Section, Share
-
-HIDDEN = "hidden"
-"""Type of an error whose value is not to be shown."""
+from pipeline.sections import HIDDEN, Positive, Rate, Section, Share
 
 
 class FeedSection(Section):

@@ -1,14 +1,16 @@
 """Where the feed is: one small interface of the stores, and the URL that chooses one."""
 
-import urllib.parse
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.feed_records import Decoder, Version
+from pipeline.uris import holds_secret, without_credentials
 
 PASSWORD_VARIABLE = "COUNTERPOISE_REDIS_PASSWORD"  # noqa: S105  # the name of the variable, not a password
+REDIS_URL = re.compile(r"rediss?://([^/@?#]*@)?([^/@:?#\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[0-9]*)?(\?[^#]*)?")
 NOTHING_PUBLISHED = "nothing was published to {}: run `counterpoise publish` first, or correct feed.url"
 
 
@@ -83,12 +85,15 @@ def check_redis_url(url: str) -> None:
     """Refuse what is no URL of a Redis; the error does not repeat a password.
 
     Raises:
-        ValueError: another scheme, no host, or a password, which belongs into the environment.
+        ValueError: another scheme, no host, a port or database that is no number, or a password, which belongs into
+            the environment.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is not None or "password" in urllib.parse.parse_qs(parts.query):
+    if holds_secret(url):
         raise ValueError(
             f"feed.url holds a password: take it out and set the environment variable {PASSWORD_VARIABLE} instead"
         )
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
-        raise ValueError(f"feed.url = {url!r}: expected lmdb:FOLDER, redis://HOST:PORT/DATABASE or rediss://...")
+    if not REDIS_URL.fullmatch(url):
+        raise ValueError(
+            f"feed.url = {without_credentials(url)!r}: expected lmdb:FOLDER, redis://HOST:PORT/DATABASE or "
+            "rediss://..., where PORT and DATABASE are numbers"
+        )

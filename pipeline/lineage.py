@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from pipeline import tables
-from pipeline.publish import AUDIT, STATE
+from pipeline.feed_copies import AUDIT
+from pipeline.publish import STATE
 from pipeline.report import feed_line
 from pipeline.run_record import STEPS, read_record
 from pipeline.workspace import Workspace
@@ -53,8 +54,7 @@ def find_run(workspace: Workspace, name: str) -> Path:
     Raises:
         ValueError: none or several begin so.
     """
-    if copy := _json(workspace.root / AUDIT / name / "version.json"):
-        name = copy["run"]
+    name = find_copy(workspace, name).get("run", name)
     folders = sorted(path for path in (workspace.root / "runs").glob("*") if path.name.startswith(name))
     exact = [path for path in folders if path.name == name]
     if len(exact or folders) != 1:
@@ -63,16 +63,29 @@ def find_run(workspace: Workspace, name: str) -> Path:
     return (exact or folders)[0]
 
 
-def lineage(workspace: Workspace, folder: Path) -> list[str]:
-    """Return a line for each thing that the run's lists were made of, from what was published to the source's files.
+def find_copy(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return the record of a published version whose copy is kept; {} where there is none of that name."""
+    return _json(workspace.root / AUDIT / name / "version.json")
+
+
+def lineage(workspace: Workspace, folder: Path, name: str) -> list[str]:
+    """Return a line for each thing that lists were made of, from what was published to the source's files.
 
     The lists are of the champion, which another run may have made: from the model on, the lines are of that run.
+
+    Args:
+        workspace: where it all is.
+        folder: of the run.
+        name: a version that the run published, whose own lists and model are told, although the run may have made
+            others since; any other name for what the run made last.
     """
-    lines = list(_published_lines(workspace, folder))
+    copy = find_copy(workspace, name)
+    lines = [_published_line(copy)] if copy else list(_published_lines(workspace, folder))
     maker = folder
-    made = _json(folder / "index" / "model.json")
+    made = {**copy, "version": copy["model_version"]} if copy else _json(folder / "index" / "model.json")
     if made:
-        lines.append(_lists_line(workspace, dt.date.fromisoformat(made["scored_for"])))
+        day = dt.date.fromisoformat(made["scored_for"])
+        lines.append(_lists_line(workspace, day, copy.get("candidates_version")))
         maker = _maker(workspace, str(made["version"])) or folder
         lines.append(f"model: version {made['version']}, made by run {maker.name}")
     training = _json(maker / "model" / "training.json")
@@ -85,19 +98,23 @@ def lineage(workspace: Workspace, folder: Path) -> list[str]:
 
 def _published_lines(workspace: Workspace, folder: Path) -> Iterator[str]:
     """Tell each version that the run published whose copy is kept, and what readers see where it is none of them."""
-    for path in sorted((workspace.root / AUDIT).glob("*/version.json")):
+    for path in sorted((workspace.root / AUDIT).glob("[!.]*/version.json")):
         if (copy := _json(path))["run"] == folder.name:
-            yield (
-                f"published: version {copy['name']} to {copy['store']} at {copy['published_at']}: lists for "
-                f"{copy['scored_for']}, from table candidates version {copy['candidates_version']}, model version "
-                f"{copy['model_version']}"
-            )
+            yield _published_line(copy)
     if (state := _json(folder / STATE)) and state["kept"]:
         yield feed_line(state)
 
 
-def _lists_line(workspace: Workspace, day: dt.date) -> str:
-    rows = tables.scan(workspace.table("candidates")).filter(pl.col("scored_for") == day)
+def _published_line(copy: dict[str, Any]) -> str:
+    return (
+        f"published: version {copy['name']} to {copy['store']} at {copy['published_at']}: lists for "
+        f"{copy['scored_for']}, from table candidates version {copy['candidates_version']}, model version "
+        f"{copy['model_version']}"
+    )
+
+
+def _lists_line(workspace: Workspace, day: dt.date, version: int | None) -> str:
+    rows = tables.scan(workspace.table("candidates"), version).filter(pl.col("scored_for") == day)
     counts = rows.select(pl.len(), pl.col("user_id").n_unique(), pl.col("model_version").first()).collect().row(0)
     return f"lists for {day}: {counts[0]:,} rows of {counts[1]:,} users, model version {counts[2]}"
 

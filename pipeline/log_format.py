@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import logging
+from collections.abc import Sequence
 
 TEXT, JSON = "text", "json"
 FORMATS = (TEXT, JSON)
@@ -29,3 +30,12 @@ def formatter(name: str) -> logging.Formatter:
     if name not in FORMATS:
         raise ValueError(f"--log-format {name}: expected one of {list(FORMATS)}")
     return JsonLines() if name == JSON else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+
+def failure_line(message: str, handlers: Sequence[logging.Handler]) -> str:
+    """Return the line that tells why a command failed, JSON where the log lines of the handlers are."""
+    for handler in handlers:
+        if isinstance(handler.formatter, JsonLines):
+            record = logging.LogRecord("counterpoise", logging.ERROR, "", 0, message, None, None)
+            return handler.formatter.format(record)
+    return f"counterpoise: {message}"

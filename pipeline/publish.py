@@ -6,27 +6,26 @@ Where they are not to be read, those that were published stay, and the run says 
 import datetime as dt
 import hashlib
 import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline import tables
+from pipeline import promotion, tables
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder
+from pipeline.feed_copies import AUDIT, finish_copies, hidden_copy, keep_latest, name_copy
 from pipeline.feed_encode import Day, Digest, batches, read_day
 from pipeline.feed_records import FORMAT, Catalogue, Version
 from pipeline.feed_store import Draft, Store, open_store
 from pipeline.html_report import write_run_report
 from pipeline.scoring import popularity
 from pipeline.split import Days
-from pipeline.stage import Outcome, progress
-from pipeline.workspace import Workspace, read_json, replaced_folder, write_json, write_parquet
+from pipeline.stage import LOG, Outcome, progress
+from pipeline.workspace import Workspace, read_json, write_json, write_parquet
 
-AUDIT = "published"
 STATE = "published.json"
 """In the run's folder: which lists readers see since this run, and why they are not its own."""
 NAMED = 3
@@ -118,32 +117,44 @@ def publish(config: Config, workspace: Workspace, days: Days, *, force: bool = F
 
 
 def _make_live(config: Config, workspace: Workspace, days: Days, *, force: bool) -> Live:
-    folder, store = run_folder(config, workspace, days), open_store(config.feed.url, workspace.root)
-    current = None if force else store.current()
-    kept = None if force else why_kept(config, folder, days, current)
+    store, audit = open_store(config.feed.url, workspace.root), workspace.root / AUDIT
+    current = _current(store, force=force)
+    finish_copies(audit, config.feed.url, current)
+    kept = None if force else why_kept(config, workspace, days, current)
     if kept is not None:
         return Live(version=current, published=f"no, {kept}", kept=kept)
     ready = find_lists(config, workspace, days)
-    if current is not None:
+    if current is not None and not force:
         if _is_same(ready, current):
             return Live(version=current, published="no, the same lists are there", candidates=ready.day.candidates)
         check_users(ready, current, config.feed.min_users_share)
-    audit = workspace.root / AUDIT
-    _remove_leftovers(audit, config.feed.url, current)
     version = write_version(ready, store, config.feed.url, audit)
-    _keep_latest(audit, config.feed.audit_versions)
+    keep_latest(audit, config.feed.audit_versions)
     return Live(version=version, published="yes", candidates=ready.day.candidates)
 
 
-def why_kept(config: Config, folder: Path, days: Days, current: Version | None) -> str | None:
+def _current(store: Store, *, force: bool) -> Version | None:
+    """Return what readers see; where its record is lost or damaged, `--force` replaces it."""
+    try:
+        return store.current()
+    except ValueError as error:
+        if not force:
+            raise
+        LOG.warning("publish: %s", error)
+        return None
+
+
+def why_kept(config: Config, workspace: Workspace, days: Days, current: Version | None) -> str | None:
     """Say why the published lists stay; None where those of this run shall take their place.
 
     Lists of a model that its gate refused are none: they are of the champion, and stay back unless feed.when_refused
-    says otherwise. Where the refused version was made champion by hand, its lists are what is asked for.
+    says otherwise. Where the refused version was made champion by hand, its lists are what is asked for. Nor do lists
+    stay whose own model was champion until a promote or a rollback: whoever gave that command wants them replaced.
 
     Raises:
-        ValueError: retrieve or register has not run.
+        ValueError: retrieve or register has not run, or these lists are of a model that was rolled back meanwhile.
     """
+    folder = run_folder(config, workspace, days)
     made = read_json(folder / "index" / "model.json", "retrieve")
     registered = read_json(folder / "register.json", "register")
     day = str(days.scored_for)
@@ -152,8 +163,16 @@ def why_kept(config: Config, folder: Path, days: Days, current: Version | None) 
             f"lists for {current.scored_for} are published, these are for {day}; they stay, `counterpoise publish "
             "--force` goes back"
         )
+    withdrawn = promotion.withdrawn(config, workspace)
+    if made["version"] in withdrawn:
+        raise ValueError(
+            f"the lists for {day} are of version {made['version']}, which a promote or rollback replaced since "
+            "they were retrieved: give the night's command again with --from retrieve"
+        )
     refused = registered.get("decision_gate") == "failed" and made["version"] != registered["version"]
     if not refused or config.feed.when_refused == "champion":
+        return None
+    if current is not None and current.model_version in withdrawn:
         return None
     if current is None:
         stay = "nothing was published before: readers have no lists"
@@ -234,14 +253,18 @@ def _is_same(ready: Ready, current: Version) -> bool:
 
 
 def write_version(ready: Ready, store: Store, url: str, audit: Path) -> Version:
-    """Write the audit copy into a folder and the lists into a store, and switch; return the version's record."""
+    """Write the lists into a store and a hidden copy, switch, and name the copy; return the version's record.
+
+    Where the switch fails the copy stays hidden: from the store `finish_copies` of the next publish tells what to do.
+    """
     name = f"{ready.scored_for}-{secrets.token_hex(4)}"
     with store.draft(name, len(ready.day.users), ready.day.size_bytes()) as draft:
-        with replaced_folder(audit / name) as copy:
+        with hidden_copy(audit, name) as copy:
             version = ready.version(name, _write_batches(ready, draft, name, copy))
             write_json(copy / "version.json", {**asdict(version), "store": url})
             (copy / "catalogue.json").write_bytes(ready.catalogue)
         draft.publish(version, ready.catalogue)
+    name_copy(audit, name)
     return version
 
 
@@ -253,29 +276,3 @@ def _write_batches(ready: Ready, draft: Draft, name: str, copy: Path) -> str:
         draft.put(batch.records(name))
         write_parquet(batch.frame, copy / f"part-{number:05}.parquet")
     return digest.hexdigest(ready.catalogue, str(ready.scored_for))
-
-
-def _remove_leftovers(audit: Path, url: str, current: Version | None) -> None:
-    """Remove what killed publishes left: halves of copies, and the copy of a version that was never switched to."""
-    for path in audit.glob(".*"):
-        shutil.rmtree(path)
-    if current is None:
-        return
-    for path in audit.glob("*"):
-        record = read_json(path / "version.json", "publish")
-        if record["store"] == url and record["published_at"] > current.published_at:
-            _remove(path)
-
-
-def _keep_latest(audit: Path, count: int) -> None:
-    """Keep the copies of the versions that were published last."""
-    copies = [path for path in audit.iterdir() if not path.name.startswith(".")]
-    copies.sort(key=lambda path: str(read_json(path / "version.json", "publish")["published_at"]))
-    for path in copies[:-count]:
-        _remove(path)
-
-
-def _remove(copy: Path) -> None:
-    gone = copy.with_name(f".{copy.name}")  # a kill must leave no half of a copy under its name
-    copy.rename(gone)
-    shutil.rmtree(gone)

@@ -25,8 +25,7 @@ def promote(
     from pipeline import promotion
 
     settings, place = open_run(config, workspace, overrides, None)
-    with place.lock("promote"):
-        _tell(promotion.promote(settings, place, version, reason=reason, force=force))
+    _tell(promotion.promote(settings, place, version, reason=reason, force=force))
 
 
 def rollback(
@@ -40,8 +39,7 @@ def rollback(
     from pipeline import promotion
 
     settings, place = open_run(config, workspace, overrides, None)
-    with place.lock("rollback"):
-        _tell(promotion.rollback(settings, place, to, reason=reason))
+    _tell(promotion.rollback(settings, place, to, reason=reason))
 
 
 def history(config: ConfigFile = SIMULATED, workspace: WorkspaceFolder = HERE, overrides: Overrides = None) -> None:

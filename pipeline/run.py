@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 WATCH = "watch"
 STAGES = ["ingest", *STEPS, WATCH]
+FAILURES = (Exception, pl.exceptions.PanicException)
+"""What may end a stage, but for an interruption; polars panics on some damaged files, past Exception."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class Span:
 
     until: str | None = None
     again: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a span that would run nothing again.
+
+        Raises:
+            ValueError: the first of the stages to be run again comes after the last.
+        """
+        if self.again and self.until and STAGES.index(self.again) > STAGES.index(self.until):
+            raise ValueError(
+                f"--from {self.again} comes after --until {self.until}, so nothing would be run again: the order is "
+                f"{', '.join(STAGES)} (--force is --from featurize)"
+            )
 
     def names(self) -> list[str]:
         """Return the names of the stages up to the last."""
@@ -83,7 +97,7 @@ def run(
         days = days_of(config, workspace, date)
         measured += _stages(config, workspace, source, days, span)
     if WATCH in span.names():
-        measured.append(measure(WATCH, lambda: watch(config, workspace, days)))
+        measured.append(measure(WATCH, lambda: watch(config, workspace, days, date)))
         return summarise(config, workspace, days, measured)
     stages = {stage.name: stage.as_dict() for stage in measured}
     return {"run": run_folder(config, workspace, days).name, "stages": stages}
@@ -94,12 +108,12 @@ def _watched_failure(config: Config, workspace: Workspace, date: dt.date | None,
     """Watch after a failure, so that what readers have instead is told; the failure stays what it was."""
     try:
         yield
-    except Exception:
+    except FAILURES:
         if WATCH in span.names() and tables.exists(workspace.table("interactions")):
             try:
-                measure(WATCH, lambda: watch(config, workspace, watched_days(config, workspace, date)))
-            except ValueError as error:
-                LOG.warning("watch: %s", error)
+                measure(WATCH, lambda: watch(config, workspace, watched_days(config, workspace, date), date))
+            except FAILURES as error:  # the failure that is reported is the first
+                LOG.warning("watch: %s: %s", type(error).__name__, error)
         raise
 
 

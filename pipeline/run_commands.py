@@ -38,7 +38,7 @@ def show(
 
     place = Workspace(workspace)
     folder = find_run(place, run)
-    for line in [*_stage_lines(folder), *lineage(place, folder)]:
+    for line in [*_stage_lines(folder), *lineage(place, folder, run)]:
         typer.echo(line)
 
 

@@ -32,6 +32,10 @@ Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration), Field(ge=dt.
 Kind = Literal["impression", "click", "conversion"]
 
 
+HIDDEN = "hidden"
+"""Type of an error whose value is not to be shown."""
+
+
 class Section(BaseModel):
     """A frozen table of the file that refuses unknown keys."""
 
@@ -282,14 +286,6 @@ class Evaluation(Section):
         if not ks or sorted(set(ks)) != ks:
             raise ValueError("expected increasing numbers such as [10, 50]")
         return ks
-
-
-class Tracking(Section):
-    """Where MLflow keeps runs and models."""
-
-    uri: str | None = Field(default=None, description="default: SQLite in the workspace")
-    experiment: str = "counterpoise"
-    model: str = Field(default="counterpoise", description="name of the registered model")
 
 
 Range = tuple[dt.date, dt.date]

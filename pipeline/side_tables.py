@@ -8,7 +8,8 @@ import polars as pl
 from features.schema import timestamp
 from pipeline.readers import read_chunks
 from pipeline.sections import SideTable
-from pipeline.source_files import SourceFile, find_files, shown
+from pipeline.source_files import SourceFile, find_files
+from pipeline.uris import shown
 
 
 def read_side_table(source: str | Path, table: SideTable, key: str, time_unit: str, time_zone: str) -> pl.DataFrame:

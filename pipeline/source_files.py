@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+from pipeline.uris import is_uri, shown, without_credentials
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -49,11 +50,6 @@ def missing_column(file: SourceFile, column: str, found: set[str]) -> ValueError
     return ValueError(f"{file.name}: column {column!r} is missing (found: {names}); correct the column mapping")
 
 
-def is_uri(source: str | Path) -> bool:
-    """Return whether a source is given as a URI such as s3://bucket/prefix, not as a path."""
-    return "://" in str(source)
-
-
 def local_folder(source: str | Path, wanted: str) -> Path:
     """Return the local folder of a source, for what is read from a disk only.
 
@@ -70,14 +66,6 @@ def local_folder(source: str | Path, wanted: str) -> Path:
             f"give --source a local folder, or remove {wanted} from the config"
         )
     return Path(source)
-
-
-def shown(source: str | Path) -> str:
-    """Return a source as messages may show it: a URI without its credentials and options."""
-    if not is_uri(source):
-        return str(source)
-    parts = urlsplit(str(source))
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def find_files(source: str | Path, pattern: str) -> list[SourceFile]:
@@ -106,7 +94,7 @@ def find_files(source: str | Path, pattern: str) -> list[SourceFile]:
 def _reason(error: Exception, source: str | Path) -> str:
     """Return the first line of a store's error; some of them quote the URI with its credentials."""
     text = str(error).partition("\n")[0] or type(error).__name__
-    return text.replace(str(source), shown(source))
+    return without_credentials(text.replace(str(source), shown(source)))
 
 
 def list_files(filesystem: pafs.FileSystem, root: str, pattern: str, source: str) -> list[SourceFile]:

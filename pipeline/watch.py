@@ -16,7 +16,7 @@ from pipeline.split import Days
 from pipeline.stage import LOG, Outcome
 from pipeline.watch_alarms import alarms_of
 from pipeline.watch_drift import feature_drift, prediction_drift
-from pipeline.watch_lists import AT_REFERENCE, CONTEXT, copies, realised, summed
+from pipeline.watch_lists import AT_REFERENCE, CONTEXT, UNREADABLE, copies, realised, summed
 from pipeline.watch_metrics import EXPOSED, exposition, mlflow_figures, samples_of
 from pipeline.watch_rates import day_figures, segment_figures, task_figures
 from pipeline.watch_state import (
@@ -32,9 +32,10 @@ from pipeline.workspace import Workspace, write_json
 
 RECORD, PAGE = "watch.json", "watch.html"
 DIGITS = 9
+UNREAD = "a file cannot be read ({}): `counterpoise doctor --deep` names it"
 
 
-def watch(config: Config, workspace: Workspace, days: Days) -> Outcome:
+def watch(config: Config, workspace: Workspace, days: Days, asked: dt.date | None = None) -> Outcome:
     """Write runs/<id>/watch.json, watch.html, metrics.prom, MLflow's figures of each day, and the run's report again.
 
     A rerun replaces what it wrote; MLflow keeps a day's figures as they were first measured.
@@ -43,12 +44,14 @@ def watch(config: Config, workspace: Workspace, days: Days) -> Outcome:
         config: its table `watch` holds the limits.
         workspace: where the log, the runs and the published lists are.
         days: of the newest run, however far it came.
+        asked: the last day of data that the night was to use, later than those days where its log has not come; None
+            for theirs.
 
     Raises:
         ValueError: there are no interactions, or the registry does not answer.
     """
     folder = run_folder(config, workspace, days)
-    found = observe(config, workspace, days, dt.datetime.now(dt.UTC))
+    found = observe(config, workspace, days, dt.datetime.now(dt.UTC), asked)
     found = {**found, "alarms": [alarm.as_dict() for alarm in alarms_of(config.watch, found)]}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, found)
@@ -68,7 +71,9 @@ def watch(config: Config, workspace: Workspace, days: Days) -> Outcome:
     return Outcome(rows, explained, notes)
 
 
-def observe(config: Config, workspace: Workspace, days: Days, now: dt.datetime) -> dict[str, Any]:
+def observe(
+    config: Config, workspace: Workspace, days: Days, now: dt.datetime, asked: dt.date | None = None
+) -> dict[str, Any]:
     """Return all figures that a watch has; a part that cannot be measured has a `reason`.
 
     Args:
@@ -76,6 +81,7 @@ def observe(config: Config, workspace: Workspace, days: Days, now: dt.datetime) 
         workspace: where the log, the runs and the published lists are.
         days: of the newest run.
         now: the moment, for the age of the lists.
+        asked: as in `watch`.
 
     Returns:
         What watch.json holds but for its alarms.
@@ -87,11 +93,12 @@ def observe(config: Config, workspace: Workspace, days: Days, now: dt.datetime) 
         "run": folder.name,
         "watched_at": now.isoformat(timespec="seconds"),
         "newest_day": str(days.test[-1]),
-        "freshness": freshness(config, workspace, folder, days, now),
+        "asked_day": str(max(asked or days.test[-1], days.test[-1])),
+        "freshness": freshness(config, workspace, folder, (days, asked), now),
         **_rates(config, workspace, days),
         "drift": {
             "features": feature_drift(config, workspace, folder, days),
-            "predictions": prediction_drift(config, copies(config, workspace)),
+            "predictions": _prediction_drift(config, workspace),
         },
         "quarantine": quarantined(workspace, runs),
         "stages": stage_times(runs),
@@ -104,10 +111,11 @@ def _rates(config: Config, workspace: Workspace, days: Days) -> dict[str, Any]:
     watched = data_days(workspace, days.test[-1], config.watch.days)
     try:
         found, labels = realised(config, workspace, watched)
-    except ValueError as error:
+    except (ValueError, *UNREADABLE) as error:
+        reason = str(error) if isinstance(error, ValueError) else UNREAD.format(error)
         counts = impressions_by_day(workspace, watched)
-        told = [{"day": str(day), "impressions": rows, "reason": str(error)} for day, rows in counts.items()]
-        return {"days": told, "labels": str(error), "tasks": {}, "at_reference": {}, "segments": []}
+        told = [{"day": str(day), "impressions": rows, "reason": reason} for day, rows in counts.items()]
+        return {"days": told, "labels": reason, "tasks": {}, "at_reference": {}, "segments": []}
     sums = summed(found)
     return {
         "days": [day_figures(config, result) for result in found],
@@ -116,6 +124,13 @@ def _rates(config: Config, workspace: Workspace, days: Days) -> dict[str, Any]:
         "at_reference": task_figures(config, sums, CONTEXT, AT_REFERENCE),
         "segments": segment_figures(config, sums),
     }
+
+
+def _prediction_drift(config: Config, workspace: Workspace) -> dict[str, Any]:
+    try:
+        return prediction_drift(config, copies(config, workspace))
+    except UNREADABLE as error:
+        return {"reason": UNREAD.format(error)}
 
 
 def _rounded(value: Any) -> Any:

@@ -23,9 +23,9 @@ from pipeline import tables
 from pipeline.calibrate import corrected_maturity
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of
+from pipeline.feed_copies import AUDIT
 from pipeline.maturity import Maturity, supervise
 from pipeline.popularity import UNSEEN, with_decile
-from pipeline.publish import AUDIT
 from pipeline.segments import MISSING, OTHERS, SHOWN_VALUES, kinds_of
 from pipeline.workspace import Workspace
 
@@ -41,6 +41,8 @@ PREDICTED = {
     "click_and_conversion": "p_click_and_conversion",
     "conversion": "p_conversion",
 }
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What reading a damaged file raises; on some damage polars panics, past Exception."""
 KEYS = ["task", "segment", "value", "group"]
 LABELS = (
     "event_time",

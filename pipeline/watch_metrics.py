@@ -129,17 +129,24 @@ def _refused(rows: dict[str, int]) -> Iterator[Sample]:
 
 
 def mlflow_figures(found: dict[str, Any]) -> dict[dt.date, dict[str, float]]:
-    """Return the figures of each watched day by name, those of drift and of the lists' age on the newest."""
+    """Return figures of each watched day by name: of drift on the newest, of a night on the day that was asked for."""
     figures: dict[dt.date, dict[str, float]] = {}
     for day in found["days"]:
         named = figures.setdefault(dt.date.fromisoformat(day["day"]), {})
         named |= {key: float(day[key]) for key in ("explained_share", "active_users_share") if key in day}
         for task, of_task in day.get("tasks", {}).items():
             named |= {f"{name}/{task}": of_task[name]["value"] for name in ("pcoc", "log_loss") if of_task[name]}
+    night = figures.setdefault(dt.date.fromisoformat(found["asked_day"]), {})
+    night |= {"alarms": float(len(found["alarms"])), "quarantine_rows": float(sum(found["quarantine"]["now"].values()))}
+    night |= {
+        f"lists_{key}": float(found["freshness"][key])
+        for key in ("behind_days", "age_seconds")
+        if key in found["freshness"]
+    }
+    for stage in found["stages"]:
+        seconds = list(stage["seconds"].values())[-1]
+        night |= {} if seconds is None else {f"stage_seconds/{stage['stage']}": float(seconds)}
     newest = figures.setdefault(dt.date.fromisoformat(found["newest_day"]), {})
-    newest["alarms"] = float(len(found["alarms"]))
-    if "behind_days" in found["freshness"]:
-        newest["lists_behind_days"] = float(found["freshness"]["behind_days"])
     for part, drift in found["drift"].items():
         newest |= {f"drift_bits/{part}/{one['column']}": one["divergence"] for one in drift.get("columns", [])}
     newest |= {

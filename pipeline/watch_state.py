@@ -24,30 +24,38 @@ LEAST_SECONDS = 60.0
 """A stage that took less is not slow, whatever it took before."""
 
 
-def freshness(config: Config, workspace: Workspace, folder: Path, days: Days, now: dt.datetime) -> dict[str, Any]:
+def freshness(
+    config: Config, workspace: Workspace, folder: Path, when: tuple[Days, dt.date | None], now: dt.datetime
+) -> dict[str, Any]:
     """Say which lists are live, how old they are, and why.
 
     Args:
         config: names the store.
         workspace: where a store of files lies.
         folder: of the newest run, whether or not it got there.
-        days: of that run; its lists are for `days.scored_for`.
+        when: the days of that run, whose lists are for `days.scored_for`; and the last day of data that the night was
+            to use, which is later where its log has not come, None for that of the run.
         now: the moment of the watch.
 
     Returns:
         `version`, `scored_for`, `published_at`, `age_seconds` since publication, `behind_days` (days from the day of
-        the lists to that which the newest data allow), `users`, and `sentence`; only `sentence` without live lists.
+        the lists to that which was asked for), `users`, and `sentence`; only `sentence` without live lists.
     """
+    days, asked = when
+    missing = max(0, (asked - days.test[-1]).days) if asked else 0
     try:
         live = open_store(config.feed.url, workspace.root).current()
     except ValueError as error:
         return {"sentence": f"The live lists cannot be read: {error}"}
     why = reason_of(folder, days, live)
+    if missing:
+        why = f"there is no log of {asked}, the newest day of data is {days.test[-1]}; {why}"
     if live is None:
         return {"sentence": f"Nothing was ever published to {config.feed.url}: {why}"}
     published = dt.datetime.fromisoformat(live.published_at)
-    behind = (days.scored_for - dt.date.fromisoformat(live.scored_for)).days
-    age = f"{behind} day{'s' * (behind != 1)} older than the newest data allow" if behind > 0 else "as new as the data"
+    behind = (days.scored_for - dt.date.fromisoformat(live.scored_for)).days + missing
+    told = "was asked for" if missing else "the newest data allow"
+    age = f"{behind} day{'s' * (behind != 1)} older than {told}" if behind > 0 else "as new as the data"
     return {
         "version": live.name,
         "model_version": live.model_version,

@@ -159,3 +159,32 @@ def test_how_often_training_keeps_its_place_names_no_other_run_but_its_shards_do
     usual = load(tmp_path).digest()
     assert load(tmp_path, training__checkpoint_rows=7).digest() == usual
     assert load(tmp_path, training__shards=2).digest() != usual
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://bob:S3CRET@mlflow:5000",
+        "postgresql+psycopg://bob:S3CRET@db/mlflow",
+        "postgresql://bob@db/mlflow?password=S3CRET",
+        "mysql://bob:S3/CRET@db/mlflow",
+    ],
+)
+def test_a_tracking_uri_with_a_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
+    told = r"tracking\.uri: holds a password.* MLFLOW_TRACKING_PASSWORD \(http, https\) or PGPASSWORD"
+    with pytest.raises(ValueError, match=told) as error:
+        load(tmp_path, tracking__uri=uri)
+    assert "CRET" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000", "postgresql+psycopg://bob@127.0.0.1:5432/x", "sqlite:////tmp/a@b.db", "mlruns"]
+)
+def test_a_tracking_uri_without_a_password_is_taken(tmp_path: Path, uri: str) -> None:
+    assert load(tmp_path, tracking__uri=uri).tracking.uri == uri
+
+
+def test_a_uri_at_a_wrong_place_is_told_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tracking = 'http://mlflow'") as error:
+        load(tmp_path, tracking="http://bob:S3CRET@mlflow")
+    assert "S3CRET" not in str(error.value)

@@ -339,6 +339,25 @@ def test_copies_of_earlier_versions_are_read_by_a_deep_look(place: tuple[Config,
     assert "the digest differs" in _problems(check_published(config, workspace, deep=True))
 
 
+def test_copies_that_lost_their_middle_are_found(place: tuple[Config, Workspace]) -> None:
+    config, workspace = place
+    for part in workspace.root.glob("published/*/part-*.parquet"):
+        content = part.read_bytes()
+        part.write_bytes(content[: len(content) // 5] + content[len(content) // 2 :])
+    findings = [one for one in check_published(config, workspace, deep=True) if not one.ok]
+    assert len([one for one in findings if "its rows cannot be read" in one.sentence]) == 2
+    assert "cannot be read" in findings[0].sentence
+
+
+def test_a_panic_of_a_reader_ends_one_check_only() -> None:
+    def panics() -> Iterator[Finding]:
+        raise pl.exceptions.PanicException("index out of bounds")
+        yield
+
+    (found,) = doctor.to_its_end("days", panics)
+    assert found.sentence.startswith("this check came to no end (index out of bounds)")
+
+
 def test_a_live_version_that_cannot_be_read_is_found(place: tuple[Config, Workspace]) -> None:
     config, workspace = place
     live = workspace.root / "feed" / "versions" / _live_copy(workspace).name

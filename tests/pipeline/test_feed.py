@@ -146,6 +146,34 @@ def test_an_open_feed_goes_on_with_the_version_before_one_that_is_damaged(versio
     assert (feed.version.model_version, feed.refused) == ("3", None)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever it likes")
+def test_an_open_feed_goes_on_with_the_version_before_one_that_it_may_not_read(versions: Any, tmp_path: Path) -> None:
+    versions.write(URL, tmp_path, 1)
+    feed = Feed.open(URL, tmp_path)
+    folder = tmp_path / "feed" / "versions" / versions.write(URL, tmp_path, 2).name
+    folder.chmod(0)
+    try:
+        assert feed.version.model_version == "1"
+        assert feed.refused is not None
+        assert "cannot be read ([Errno 13] Permission denied" in feed.refused
+    finally:
+        folder.chmod(0o755)
+    versions.write(URL, tmp_path, 3)
+    assert (feed.version.model_version, feed.refused) == ("3", None)
+
+
+def test_a_feed_whose_files_cannot_be_opened_says_what_to_do(versions: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "feed" / "versions" / versions.write(URL, tmp_path, 1).name
+    feed = Feed.open(URL, tmp_path)
+    name = versions.write(URL, tmp_path, 2).name
+    record = folder.with_name(name) / "version.json"
+    record.unlink()
+    record.mkdir()
+    assert feed.version.model_version == "1"
+    with pytest.raises(ValueError, match=r"cannot be read .* correct its permissions, then publish again or restart"):
+        Feed.open(URL, tmp_path)
+
+
 def _damage(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1

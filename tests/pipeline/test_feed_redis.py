@@ -223,6 +223,32 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["redis://me:hun/ter2@h", "redis://h/0?ssl_password=hunter2", "redis://[x:hunter2@h"])
+def test_a_password_at_an_odd_place_is_not_repeated_either(url: str) -> None:
+    with pytest.raises(ValueError, match="holds a password") as error:
+        open_store(url, HERE)
+    assert "ter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h:abc/0", "redis://h/notadb", "redis:///0", "redis://h:1:2/0", "redis://h/0#x"]
+)
+def test_a_port_or_a_database_that_is_no_number_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"feed.url = 'redis://.*: expected .* where PORT and DATABASE are numbers"):
+        open_store(url, HERE)
+
+
+@pytest.mark.parametrize("option", ["foo=bar", "socket_timeout=x"])
+def test_an_option_that_redis_does_not_take_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=r"feed.url has an option that cannot be used \(.*: expected \?prefix=NAME or"):
+        open_store(f"redis://h/0?{option}", HERE)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis://me@h:6379/3?prefix=x", "rediss://[::1]:1/?db=2"])
+def test_usual_urls_are_taken(url: str) -> None:
+    assert open_store(url, HERE)
+
+
 def test_a_password_in_the_configuration_is_refused_and_not_repeated(tmp_path: Path) -> None:
     from pipeline.config import load_config
 

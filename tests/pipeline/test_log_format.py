@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +31,17 @@ def test_a_line_without_fields_and_with_line_breaks_is_one_line() -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--log-format yaml: expected one of \['text', 'json'\]"):
         formatter("yaml")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("json", "ERROR"), ("text", None)])
+def test_the_line_that_tells_a_failure_is_json_where_log_lines_are(name: str, expected: str | None) -> None:
+    command = [sys.executable, "-m", "pipeline", "--log-format", name, "check", "--config", "nowhere.toml"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    if expected is None:
+        assert line.startswith("counterpoise: ")
+    else:
+        told = json.loads(line)
+        assert told["level"] == expected
+        assert "nowhere.toml" in told["message"]

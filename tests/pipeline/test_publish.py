@@ -10,13 +10,15 @@ import polars as pl
 import pytest
 
 from pipeline import publish as publishing
-from pipeline import tables
+from pipeline import tables, tracking
 from pipeline.config import Config
 from pipeline.featurize import run_folder
 from pipeline.feed import Feed
 from pipeline.feed_encode import batches, read_day
+from pipeline.feed_lmdb import LmdbStore
 from pipeline.feed_store import open_store
 from pipeline.lineage import find_run, lineage
+from pipeline.promotion import make_move, move_champion
 from pipeline.publish import publish
 from pipeline.report import feed_line
 from pipeline.run_record import Job, execute
@@ -328,7 +330,7 @@ def test_a_published_version_is_traced_to_its_run_its_table_and_its_model(night:
     name = night.publish()["version"]
     folder = find_run(night.workspace, name)
     assert folder == night.folder()
-    published, lists, model, *_ = lineage(night.workspace, folder)
+    published, lists, model, *_ = lineage(night.workspace, folder, name)
     assert published.startswith(f"published: version {name} to lmdb:feed at 20")
     assert published.endswith(": lists for 2026-01-05, from table candidates version 0, model version 3")
     assert lists.startswith("lists for 2026-01-05: 120 rows of 40 users")
@@ -338,7 +340,7 @@ def test_a_published_version_is_traced_to_its_run_its_table_and_its_model(night:
 def test_a_run_that_published_nothing_shows_what_readers_see(night: Night) -> None:
     later = _refused_night(night)
     night.publish(later)
-    assert lineage(night.workspace, night.folder(later))[0] == feed_line(night.state(later))
+    assert lineage(night.workspace, night.folder(later), night.folder(later).name)[0] == feed_line(night.state(later))
 
 
 def test_lists_of_another_day_than_asked_are_refused(night: Night) -> None:
@@ -421,3 +423,112 @@ def test_the_store_is_chosen_by_its_url(night: Night) -> None:
     current = open_store("lmdb:elsewhere/lists", night.workspace.root).current()
     assert current is not None
     assert current.name == version
+
+
+def _move(night: Night, version: str, before: str | None, by: str) -> None:
+    """Make a version champion in the workspace's registry, with versions 1 to 6 of files that nobody reads."""
+    client = tracking.connect(night.config, night.workspace)
+    if before is None:
+        client.create_registered_model("counterpoise")
+        for _ in range(6):
+            client.create_model_version("counterpoise", night.workspace.root.as_uri())
+    move_champion(night.config, client, make_move(version, before, by=by, reason=""))
+
+
+def test_after_a_rollback_the_lists_of_the_bad_model_are_replaced_although_the_gate_refused_the_nights(
+    night: Night,
+) -> None:
+    _move(night, "2", None, "register")
+    _move(night, "3", "2", "register")
+    later = _refused_night(night)
+    assert night.publish(later)["published"].startswith("no, the gate refused version 4")
+    _move(night, "2", "3", "rollback")
+    with pytest.raises(ValueError, match=r"of version 3, which a promote or rollback replaced .* with --from retrieve"):
+        night.publish(later)
+    night.rank(_lists(later, version="2"), later, version="2")
+    night.register(later, "4", failed=["click log-loss"])
+    assert night.publish(later)["published"] == "yes"
+    assert night.feed().version.model_version == "2"
+
+
+def test_lists_of_a_champion_that_a_better_model_replaced_stay_where_the_gate_refuses(night: Night) -> None:
+    _move(night, "3", None, "register")
+    later = _refused_night(night)
+    _move(night, "5", "3", "register")
+    night.rank(_lists(later, version="5"), later, version="5")
+    night.register(later, "6", failed=["click log-loss"])
+    assert night.publish(later)["published"].startswith("no, the gate refused version 6")
+    _move(night, "3", "5", "rollback")  # nor do they go where their model is champion again
+    night.rank(_lists(later), later)
+    night.register(later, "6", failed=["click log-loss"])
+    assert night.publish(later)["published"].startswith("no, the gate refused version 6")
+
+
+def _fails(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_copy_of_lists_that_were_never_switched_to_has_no_name(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = night.publish()["version"]
+    night.rank(_lists(version="4"), version="4")
+    with monkeypatch.context() as patch:
+        patch.setattr(LmdbStore, "switch", _fails)
+        with pytest.raises(KeyboardInterrupt):
+            night.publish()
+    assert [name for name in night.copies() if not name.startswith(".")] == [first]
+    assert len(night.copies()) == 2
+    lines = lineage(night.workspace, night.folder(), night.folder().name)
+    assert [line.split()[2] for line in lines if line.startswith("published: ")] == [first]
+    earlier = DAY - dt.timedelta(days=1)
+    night.rank(_lists(earlier), earlier)
+    assert night.publish(earlier)["published"].startswith("no, lists for 2026-01-05 are published")
+    assert night.copies() == [first]  # also where nothing is published
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_copy_of_lists_that_readers_see_gets_its_name_from_the_next_publish(
+    night: Night, monkeypatch: pytest.MonkeyPatch, *, force: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "name_copy", _fails)
+        with pytest.raises(KeyboardInterrupt):
+            night.publish()
+    live = night.feed().version.name
+    assert night.copies() == [f".{live}.draft"]
+    told = night.publish(force=force)
+    assert night.copies() == sorted({live, told["version"]})
+    assert (told["version"] == live) is not force
+
+
+def test_a_publish_that_fails_while_it_writes_leaves_no_copy(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "batches", _fails)
+    with pytest.raises(KeyboardInterrupt):
+        night.publish()
+    assert night.copies() == []
+
+
+def test_stray_files_beside_versions_and_copies_disturb_no_publish(night: Night) -> None:
+    first = night.publish()["version"]
+    published, versions = night.workspace.root / "published", night.workspace.root / "feed" / "versions"
+    stray = [folder / name for folder in (published, versions) for name in (".DS_Store", "notes.txt")]
+    (published / "a folder").mkdir()
+    for path in stray:
+        path.write_text("")
+    night.rank(_lists(version="4"), version="4")
+    second = night.publish()["version"]
+    assert all(path.exists() for path in stray)
+    assert {first, second} < set(night.copies())
+
+
+def test_a_version_that_was_published_before_is_traced_to_its_own_model_and_table(night: Night) -> None:
+    first = night.publish()["version"]
+    night.rank(_lists(version="4", users=30), version="4")
+    second = night.publish()["version"]
+    published, lists, model, *_ = lineage(night.workspace, find_run(night.workspace, first), first)
+    assert published.startswith(f"published: version {first} to lmdb:feed")
+    assert lists == "lists for 2026-01-05: 120 rows of 40 users, model version 3"
+    assert model.startswith("model: version 3, ")
+    of_run = lineage(night.workspace, night.folder(), night.folder().name)
+    assert sum(line.startswith("published: ") for line in of_run) == 2
+    assert "lists for 2026-01-05: 90 rows of 30 users, model version 4" in of_run
+    assert lineage(night.workspace, night.folder(), second)[1] == of_run[2]

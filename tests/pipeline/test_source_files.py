@@ -8,7 +8,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.readers import read_chunks
-from pipeline.source_files import SourceFile, find_files, list_files, local_folder, shown
+from pipeline.source_files import SourceFile, find_files, list_files, local_folder
+from pipeline.uris import shown, without_credentials
 
 LINE = b'{"a": 1}\n'
 NAMES = (
@@ -162,3 +163,9 @@ def test_what_is_read_from_a_disk_only_refuses_a_uri() -> None:
         ValueError, match=r"evaluation\.world is read from a local folder only, and the source is s3://b"
     ):
         local_folder("s3://key:secret@b", "evaluation.world")
+
+
+def test_a_slash_in_a_password_does_not_show_it() -> None:
+    assert shown("s3://key:se/cret@bucket/a@b") == "s3://b"
+    assert shown("s3://bucket/a@b?token=hidden#x") == "s3://bucket/a@b"
+    assert without_credentials("cannot parse 's3://key:se/cret@bucket/x'") == "cannot parse 's3://bucket/x'"

@@ -167,6 +167,16 @@ def test_a_tracking_store_that_does_not_answer_is_named(
         tracking.connect(config, Workspace(tmp_path))
 
 
+def test_a_tracking_database_that_is_none_is_named(simulated_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "none.db").write_bytes(b"no database" * 1000)
+    broken = simulated_config.tracking.model_copy(update={"uri": f"sqlite:///{tmp_path / 'none.db'}"})
+    config = simulated_config.model_copy(update={"tracking": broken})
+    with pytest.raises(
+        ValueError, match=r"(?s)tracking store sqlite:.*none.db does not answer: .*; correct tracking.uri"
+    ):
+        tracking.connect(config, Workspace(tmp_path))
+
+
 def test_a_missing_file_names_the_stage_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `counterpoise evaluate` first"):
         read_json(tmp_path / "evaluation.json", "evaluate")

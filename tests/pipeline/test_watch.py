@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.featurize import days_of
 from pipeline.feed_records import Version
 from pipeline.ingest import ingest
+from pipeline.run import run
 from pipeline.split import Days
 from pipeline.watch import observe, watch
 from pipeline.watch_alarms import alarms_of
@@ -71,7 +72,7 @@ def test_lists_of_the_newest_run_are_as_new_as_the_data(config: Config, tmp_path
     folder = tmp_path / "runs" / "2026-01-05-aa"
     _live(tmp_path, _version())
     _record(folder, *STAGES)
-    found = freshness(config, Workspace(tmp_path), folder, DAYS, NOW)
+    found = freshness(config, Workspace(tmp_path), folder, (DAYS, None), NOW)
     assert (found["behind_days"], found["age_seconds"], found["users"]) == (0, 3600.0, 7)
     assert found["sentence"] == (
         "The lists for 2026-01-06 (version 2026-01-06-0123abcd of model 3, published 2026-01-06 02:00 UTC) are live, "
@@ -79,11 +80,27 @@ def test_lists_of_the_newest_run_are_as_new_as_the_data(config: Config, tmp_path
     )
 
 
+def test_a_night_whose_log_is_missing_has_lists_older_than_was_asked_for(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "2026-01-05-aa"
+    _live(tmp_path, _version())
+    _record(folder, *STAGES)
+    asked = dt.date(2026, 1, 6)
+    found = freshness(config, Workspace(tmp_path), folder, (DAYS, asked), NOW)
+    assert found["behind_days"] == 1
+    assert found["sentence"].endswith(
+        "are live, 1 day older than was asked for: there is no log of 2026-01-06, the newest day of data is "
+        "2026-01-05; run 2026-01-05-aa made them."
+    )
+    (alarm,) = alarms_of(Watch(), _found(freshness=found))
+    assert alarm.name == "old lists"
+    assert freshness(config, Workspace(tmp_path), folder, (DAYS, asked - dt.timedelta(days=3)), NOW)["behind_days"] == 0
+
+
 def test_the_stage_at_which_the_newest_run_ended_is_named(config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "2026-01-05-aa"
     _live(tmp_path, _version("2026-01-04", "2026-01-03-aa"))
     _record(folder, "featurize", "train")
-    found = freshness(config, Workspace(tmp_path), folder, DAYS, NOW)
+    found = freshness(config, Workspace(tmp_path), folder, (DAYS, None), NOW)
     assert found["behind_days"] == 2
     assert found["sentence"].endswith(
         "are live, 2 days older than the newest data allow: run 2026-01-05-aa has finished train and not calibrate: "
@@ -128,7 +145,7 @@ def test_another_run_of_the_same_day_is_named(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_read_is_told_and_not_hidden(config: Config, tmp_path: Path) -> None:
     _live(tmp_path, _version())
     next(tmp_path.glob("feed/versions/*/version.json")).write_text("{")
-    found = freshness(config, Workspace(tmp_path), tmp_path / "runs" / "x", DAYS, NOW)
+    found = freshness(config, Workspace(tmp_path), tmp_path / "runs" / "x", (DAYS, None), NOW)
     assert found["sentence"].startswith("The live lists cannot be read: the record of")
     assert [alarm.name for alarm in alarms_of(Watch(), _found(freshness=found))] == ["no lists"]
 
@@ -159,6 +176,7 @@ def _found(**parts: Any) -> dict[str, Any]:
     return {
         "watched_at": "2026-01-06T03:00:00+00:00",
         "newest_day": "2026-01-05",
+        "asked_day": "2026-01-05",
         "freshness": {"behind_days": 0, "sentence": "The lists are live."},
         "tasks": {"click": figures},
         "at_reference": {"click": figures},
@@ -368,6 +386,22 @@ def test_a_day_is_logged_once_whatever_a_rerun_measures(config: Config, tmp_path
     assert run.data.metrics["drift_bits/features/price"] == 0.05
 
 
+def test_figures_of_a_night_are_logged_for_the_day_that_was_asked_for() -> None:
+    fresh = {"behind_days": 1, "age_seconds": 90.0, "sentence": ""}
+    quarantine = {"now": {"is broken": 3, "is late": 4}, "runs": []}
+    stages = [*_stage(40.0, 61.5), {"stage": "rank", "seconds": {"0": 5.0, "1": None}, "usual": 5.0}]
+    found = _found(freshness=fresh, quarantine=quarantine, stages=stages, asked_day="2026-01-06", drift=_drifted())
+    figures = mlflow_figures(found)
+    assert figures[dt.date(2026, 1, 6)] == {
+        "alarms": 0.0,
+        "quarantine_rows": 7.0,
+        "lists_behind_days": 1.0,
+        "lists_age_seconds": 90.0,
+        "stage_seconds/train": 61.5,
+    }
+    assert figures[dt.date(2026, 1, 5)]["drift_bits/features/price"] == 0.05
+
+
 @pytest.fixture(scope="module")
 def ingested(
     simulated_config: Config, simulated_source: Path, tmp_path_factory: pytest.TempPathFactory
@@ -459,3 +493,39 @@ def test_after_two_nights_the_lists_of_the_first_are_held_against_the_second(
     assert found["drift"]["features"]["reason"] == "3 training days: 4 are needed for a noise floor"
     assert [one["stage"] for one in found["stages"]][:2] == ["featurize", "train"]
     assert "Published lists on their day" in (folder / "evaluation" / "report.html").read_text()
+
+
+def _damaged_copies_of_six_days(workspace: Workspace) -> None:
+    """Multiply a copy, and cut the middle out of each part."""
+    copy = max(workspace.root.glob("published/*"))
+    for day in range(1, 7):
+        other = shutil.copytree(copy, copy.with_name(f"2026-01-0{day}-0123abcd"))
+        record = json.loads((other / "version.json").read_text())
+        published = f"2026-01-0{day}T02:00:00+00:00"
+        write_json(other / "version.json", record | {"scored_for": f"2026-01-0{day}", "published_at": published})
+    for part in workspace.root.glob("published/*/part-*.parquet"):
+        content = part.read_bytes()
+        part.write_bytes(content[: len(content) // 5] + content[len(content) // 2 :])
+
+
+def test_copies_that_lost_their_middle_are_a_reason_and_no_failure(
+    two_nights: tuple[Config, Workspace], tmp_path: Path
+) -> None:
+    config, workspace = two_nights[0], Workspace(tmp_path / "workspace")
+    shutil.copytree(two_nights[1].root, workspace.root)
+    _damaged_copies_of_six_days(workspace)
+    found = observe(config, workspace, days_of(config, workspace, None), NOW, dt.date(2026, 1, 6))
+    for reason in (found["labels"], found["days"][-1]["reason"], found["drift"]["predictions"]["reason"]):
+        assert re.fullmatch(r"a file cannot be read \(.*\): `counterpoise doctor --deep` names it", reason)
+    assert (found["asked_day"], found["freshness"]["behind_days"]) == ("2026-01-06", 1)
+
+
+def test_a_watch_that_fails_too_does_not_take_the_place_of_the_failure_that_it_reports(
+    ingested: tuple[Config, Workspace], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workspace = ingested[0], Workspace(tmp_path / "workspace")
+    shutil.copytree(ingested[1].root, workspace.root, ignore=shutil.ignore_patterns("watch.html"))
+    (workspace.root / "watch.html").mkdir()
+    with pytest.raises(ValueError, match="source nowhere is not a folder"):
+        run(config, workspace, "nowhere", dt.date(2026, 1, 5))
+    assert "watch: IsADirectoryError: " in caplog.text
