@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import doctor_command, feed_commands, registry_commands, run_commands, study, threads, torchrun, upkeep
+from pipeline import (
+    doctor_command,
+    feed_commands,
+    registry_commands,
+    run_commands,
+    study,
+    text_command,
+    threads,
+    torchrun,
+    upkeep,
+)
 from pipeline.options import (
     HERE,
     SIMULATED,
@@ -232,6 +242,7 @@ for _command in (
     study.compare,
     study.experiment,
     study.tune,
+    text_command.text_classify,
     upkeep.audit,
     upkeep.backfill,
     upkeep.vacuum,

@@ -72,7 +72,9 @@ def replicate_metrics(
     return {name: Replicates(values[name], np.concatenate(pieces[name])) for name in summaries}
 
 
-def contrast(terms: Sequence[tuple[float, Replicates]], *, seed: int = 0) -> dict[str, Estimate]:
+def contrast(
+    terms: Sequence[tuple[float, Replicates]], *, names: Sequence[str] = METRICS, seed: int = 0
+) -> dict[str, Estimate]:
     """Estimate a weighted sum of models' metrics, averaged over seeds: (1, model) and (-1, other) is a difference.
 
     The sum is formed seed by seed, so what a seed does to both models cancels, and resample by resample, so what a
@@ -82,7 +84,7 @@ def contrast(terms: Sequence[tuple[float, Replicates]], *, seed: int = 0) -> dic
     where only users vary it is the percentile bootstrap over users; where both do, the two variances add, and that of
     user and seed together counts twice, which is on the safe side. The average over seeds of the metric is what is
     estimated, not the metric of averaged probabilities: an ensemble is another model. With one seed nothing is known
-    of seeds, and the interval holds for that seed alone.
+    of seeds, and the interval holds for that seed alone. `names` are of the metrics, in order.
 
     p is twice the smaller share of draws on one side of 0, counted with one more (Davison and Hinkley 1997, section
     4.2): it is never below 2 / (R + 1). A metric that is NaN has NaN throughout.
@@ -95,7 +97,7 @@ def contrast(terms: Sequence[tuple[float, Replicates]], *, seed: int = 0) -> dic
         student_R = np.random.default_rng(seed).standard_t(seeds - 1, size=replicates)
         draws_RM = draws_RM + student_R[:, None] * draws_RSM.std(axis=1, ddof=1) / np.sqrt(seeds)
     return {
-        name: _estimate(float(values_SM[:, column].mean()), draws_RM[:, column]) for column, name in enumerate(METRICS)
+        name: _estimate(float(values_SM[:, column].mean()), draws_RM[:, column]) for column, name in enumerate(names)
     }
 
 
@@ -107,8 +109,8 @@ def _aligned(terms: Sequence[tuple[float, Replicates]]) -> list[tuple[float, Rep
         (
             weight,
             Replicates(
-                np.broadcast_to(model.values_SM, (seeds, len(METRICS))),
-                np.broadcast_to(model.draws_RSM, (len(model.draws_RSM), seeds, len(METRICS))),
+                np.broadcast_to(model.values_SM, (seeds, model.values_SM.shape[1])),
+                np.broadcast_to(model.draws_RSM, (len(model.draws_RSM), seeds, model.draws_RSM.shape[2])),
             ),
         )
         for weight, model in terms
