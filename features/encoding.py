@@ -21,10 +21,11 @@ import polars as pl
 
 from features.numeric import NumberScale, fit_scale, number_positions
 from features.plan import FeaturePlan
+from features.text_vectors import TextVectors
 
 PADDING, MISSING, UNSEEN, FIRST_KNOWN = range(4)
 LONGEST_LIST = 32
-FORMAT = 3
+FORMAT = 4
 COUNTS = {"field": pl.String, "value": pl.String, "rows": pl.Int64}
 
 
@@ -69,7 +70,8 @@ class Encoder:
         knots: numeric feature to its increasing quantiles, at most bins + 1.
         lists: multi-valued feature to its vocabulary's field and its encoded length.
         bins: number of bins that positions refer to.
-        zeros_apart: numeric features whose zeros have a bin of their own; none in encoders of earlier formats.
+        zeros_apart: numeric features whose zeros have a bin of their own; none in encoders before format 3.
+        texts: multi-valued feature to the vectors of its words; none in encoders before format 4.
     """
 
     vocabularies: dict[str, Vocabulary]
@@ -77,10 +79,20 @@ class Encoder:
     lists: dict[str, tuple[str, int]]
     bins: int
     zeros_apart: list[str] = field(default_factory=list)
+    texts: dict[str, TextVectors] = field(default_factory=dict)
+
+    def text_columns(self) -> list[str]:
+        """Return the names of the numbers that texts become, in order; each has knots."""
+        return [column for name, of_text in self.texts.items() for column in vector_columns(name, of_text.width)]
 
     def cardinalities(self) -> dict[str, int]:
         """Return the number of ids of each field, padding, missing and unseen included."""
         return {name: vocabulary.cardinality for name, vocabulary in self.vocabularies.items()}
+
+
+def vector_columns(name: str, width: int) -> list[str]:
+    """Return the names of the numbers of a text's vector."""
+    return [f"{name}__text_{place}" for place in range(width)]
 
 
 def value_counts(raw: pl.LazyFrame, plan: FeaturePlan) -> pl.DataFrame:
@@ -167,7 +179,7 @@ def _check_base(base: Encoder, plan: FeaturePlan, bins: int) -> None:
     cure = "undo the change of the features, or train once without training.warm_start"
     if base.bins != bins:
         raise ValueError(f"features.bins = {bins} but the model to begin from has {base.bins}: {cure}")
-    has = {*base.vocabularies, *base.knots, *base.lists}
+    has = {*base.vocabularies, *base.knots, *base.lists} - {*base.text_columns()}
     needed = {*plan.categorical(), *plan.numeric(), *plan.multi(), *plan.sequences()}
     if has != needed:
         raise ValueError(
@@ -224,7 +236,8 @@ def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
 
     Returns:
         `<name>_code` Int32 for a single value, List[Int32] of the encoder's length for a multi-valued one
-        (padded with 0 at the end), `<name>_position` Float32 for a number.
+        (padded with 0 at the end), `<name>_position` Float32 for a number, and `<name>__text_<k>_position` for the
+        numbers of a text's vector.
     """
     columns: list[pl.Series] = []
     for name in frame.columns:
@@ -235,7 +248,17 @@ def encode(frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         elif name in encoder.knots:
             scale = NumberScale(encoder.knots[name], name in encoder.zeros_apart)
             columns.append(number_positions(frame[name], scale, encoder.bins))
+        if name in encoder.texts:
+            columns += _encode_text(frame[name], encoder)
     return pl.DataFrame(columns)
+
+
+def _encode_text(column: pl.Series, encoder: Encoder) -> list[pl.Series]:
+    of_text = encoder.texts[column.name]
+    return [
+        number_positions(pl.Series(name, numbers), NumberScale(encoder.knots[name], zero_apart=False), encoder.bins)
+        for name, numbers in zip(vector_columns(column.name, of_text.width), of_text.of(column).T, strict=True)
+    ]
 
 
 def _encode_single(column: pl.Series, vocabulary: Vocabulary) -> pl.Series:
@@ -300,7 +323,8 @@ def _read(document: dict[str, Any], read_vocabulary: Callable[[Any], Vocabulary]
         knots=document["knots"],
         lists={name: (str(field), int(length)) for name, (field, length) in document["lists"].items()},
         bins=int(document["bins"]),
-        zeros_apart=[str(name) for name in document["zeros_apart"]] if document.get("format", 1) == FORMAT else [],
+        zeros_apart=[str(name) for name in document.get("zeros_apart", [])],
+        texts={name: TextVectors(**held) for name, held in document.get("texts", {}).items()},
     )
 
 
@@ -318,4 +342,9 @@ def _vocabulary_2(held: dict[str, Any]) -> Vocabulary:
     )
 
 
-READERS: dict[object, Callable[[Any], Vocabulary]] = {1: _vocabulary_1, 2: _vocabulary_2, FORMAT: _vocabulary_2}
+READERS: dict[object, Callable[[Any], Vocabulary]] = {
+    1: _vocabulary_1,
+    2: _vocabulary_2,
+    3: _vocabulary_2,
+    4: _vocabulary_2,
+}

@@ -1,6 +1,5 @@
 """Texts as token ids: a vocabulary fitted on given rows, hash buckets for every other word.
 
-A word is a run of Unicode letters, marks and digits, in lower case after NFKC; all else separates words.
 Ids are 0 padding, 3.. known words, then the hash buckets.
 """
 
@@ -10,16 +9,9 @@ import polars as pl
 
 from features.encoding import FIRST_KNOWN, Encoder, Vocabulary, encode
 from features.vocabulary import extend
+from features.words import words
 
 FIELD = "text"
-WORD = r"[\p{L}\p{M}\p{N}]+"
-
-
-def words(texts: pl.Series) -> pl.Series:
-    """Return the words of each text in order, List[String]; none of a text that is null."""
-    return (
-        texts.cast(pl.String).str.normalize("NFKC").str.to_lowercase().str.extract_all(WORD).fill_null([]).rename(FIELD)
-    )
 
 
 def extend_words(
@@ -57,6 +49,6 @@ def token_ids(texts: pl.Series, vocabulary: Vocabulary, *, max_tokens: int) -> p
 
     A text without any word is padding alone.
     """
-    first = words(texts).list.head(max_tokens)
+    first = words(texts).list.head(max_tokens).rename(FIELD)
     encoder = Encoder(vocabularies={FIELD: vocabulary}, knots={}, lists={FIELD: (FIELD, max_tokens)}, bins=1)
     return encode(pl.DataFrame({FIELD: first}), encoder).to_series()

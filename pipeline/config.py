@@ -28,6 +28,7 @@ from pipeline.sections import (
     Source,
     Split,
 )
+from pipeline.text_section import Text
 from pipeline.tracking_section import Tracking
 from pipeline.training_section import Training
 from pipeline.uris import without_credentials
@@ -65,6 +66,7 @@ class Config(Section):
     gate: Gate = Gate()
     users: SideTable = SideTable(id="user_id")
     items: SideTable = SideTable(id="item_id")
+    text: Text = Text()
     context: Context = Context()
     features: Features = Features()
     split: Split = Split()
@@ -84,6 +86,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         problems = [*_source_problems(self), *_task_problems(self), *_clashes(self), *_unknown_keys(self)]
+        problems += _text_problems(self)
         if self.features.item_age and self.items.available_from is None:
             problems.append("features.item_age = true needs items.available_from")
         if self.model.sequence == "attention" and not self.features.sequence_length:
@@ -203,6 +206,22 @@ def _source_problems(config: Config) -> list[str]:
                 f"{name}.file needs either static = true (its columns do not change over time) or valid_from (the "
                 "column with the time from which a row holds), so that features know only what was known"
             )
+    return problems
+
+
+def _text_problems(config: Config) -> list[str]:
+    text, items = config.text, config.items
+    problems = []
+    if text.column is not None and text.column not in items.multi:
+        problems.append(
+            f"text.column = {text.column!r} is no column of items.multi: expected one of {list(items.multi)}"
+        )
+    if text.category is not None and text.column is None:
+        problems.append(f"text.category = {text.category!r} needs text.column, the column of the texts: name it")
+    if text.category is not None and text.category not in items.categorical:
+        problems.append(
+            f"text.category = {text.category!r} is no column of items.categorical: expected one of {items.categorical}"
+        )
     return problems
 
 

@@ -108,7 +108,7 @@ def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, 
     return RankerSpec(
         body=body,
         categorical_cardinalities=encoder.cardinalities(),
-        numeric=plan.numeric(),
+        numeric=[*plan.numeric(), *encoder.text_columns()],
         bins=encoder.bins,
         pooled={name: field for name, (field, _) in encoder.lists.items()},
         single=plan.categorical(),
@@ -140,6 +140,11 @@ def ranker_spec(config: Config, plan: FeaturePlan, encoder: Encoder, body: str, 
     )
 
 
+def raw_numeric(spec: RankerSpec, encoder: Encoder) -> list[str]:
+    """Return the numbers among a ranker's raw features: all but those that the encoder makes of texts."""
+    return [name for name in spec.numeric if name not in encoder.text_columns()]
+
+
 def retriever_spec(config: Config, plan: FeaturePlan, encoder: Encoder, seed: int) -> RetrieverSpec:
     """Return the spec of the two towers: features of the user alone and of the item alone."""
     users, items = plan.user_columns(), plan.item_columns()
@@ -148,7 +153,7 @@ def retriever_spec(config: Config, plan: FeaturePlan, encoder: Encoder, seed: in
         user_single=[name for name in plan.categorical() if name in {"user_id", *users}],
         item_single=[name for name in plan.categorical() if name in {"item_id", *items}],
         user_numeric=[name for name in plan.numeric() if name in users],
-        item_numeric=[name for name in plan.numeric() if name in items],
+        item_numeric=[*(name for name in plan.numeric() if name in items), *encoder.text_columns()],
         user_pooled={name: field for name, (field, _) in encoder.lists.items() if name in users},
         item_pooled={name: field for name, (field, _) in encoder.lists.items() if name in items},
         bins=encoder.bins,

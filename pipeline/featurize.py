@@ -16,6 +16,7 @@ from pipeline.engine import Engine, open_engine
 from pipeline.example_tasks import ExampleTask, encode_bucket, encoder_file
 from pipeline.feature_store import FeatureStore, commit_buckets, open_store, raw_features, update
 from pipeline.feature_tasks import Bucket, ValueTask, buckets_of, count_values
+from pipeline.item_text import with_item_text
 from pipeline.leakage import refuse_label_columns
 from pipeline.source_record import check_contract
 from pipeline.split import Days, resolve_days
@@ -80,7 +81,7 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
             work = _Work(config, workspace, store, days, buckets, engine, folder)
             work.spill.mkdir()
             base = _copy_base(config, workspace, made, folder) if config.training.warm_start else None
-            encoder = _fit_encoder(work, base)
+            encoder = with_item_text(config, store, days, _fit_encoder(work, base), made_before=base, folder=folder)
             _check_references(config, encoder)
             refuse_label_columns(store, days, encoder)
             save_encoder(encoder, folder / "encoder.json")

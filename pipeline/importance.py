@@ -51,8 +51,10 @@ class Group:
 
 
 def feature_groups(spec: RankerSpec, plan: FeaturePlan) -> list[Group]:
-    """Return what is permuted: each column by itself, but all features of a counter together, as `<name> counter`."""
+    """Return what is permuted: each column by itself, but all features of a counter, or of a text, together."""
     counters = {feature: f"{counter.name} counter" for counter in plan.counters for feature in counter.features()}
+    for name in plan.multi():
+        counters |= {feature: f"{name} vector" for feature in spec.numeric if feature.startswith(f"{name}__text_")}
     numeric: dict[str, list[int]] = {}
     for column, name in enumerate(spec.numeric):
         numeric.setdefault(counters.get(name, name), []).append(column)

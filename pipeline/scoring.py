@@ -102,6 +102,7 @@ def check_features(bundle: Bundle, plan: FeaturePlan) -> None:
         ValueError: names the missing features.
     """
     made = {*plan.categorical(), *plan.numeric(), *plan.multi(), *plan.sequences()}
+    made |= {*bundle.encoder.text_columns()}  # made of a column of plan.multi
     spec = bundle.ranker.spec
     missing = sorted({*spec.single, *spec.numeric, *spec.pooled} - made)
     if missing:

@@ -12,7 +12,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from features.encoding import encode
-from pipeline.dataset import tensors
+from pipeline.dataset import raw_numeric, tensors
 from pipeline.scoring import load_bundle
 
 BATCH_ROWS = 16_384
@@ -36,7 +36,10 @@ class RankerModel(PythonModel):  # type: ignore[misc]
         del context, params
         spec = self.bundle.ranker.spec
         given = pl.from_pandas(model_input)
-        optional: dict[str, Any] = {**dict.fromkeys(spec.single, pl.String), **dict.fromkeys(spec.numeric, pl.Float64)}
+        optional: dict[str, Any] = {
+            **dict.fromkeys(spec.single, pl.String),
+            **dict.fromkeys(raw_numeric(spec, self.bundle.encoder), pl.Float64),
+        }
         optional |= {name: pl.List(pl.String) for name in spec.pooled}
         absent = [pl.lit(None, kind).alias(name) for name, kind in optional.items() if name not in given.columns]
         codes = encode(given.with_columns(absent), self.bundle.encoder)

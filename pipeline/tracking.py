@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from features.encoding import Encoder
 from models.ranker import RankerSpec
 from pipeline.config import Config
+from pipeline.dataset import raw_numeric
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -196,7 +197,7 @@ def signature(spec: RankerSpec, encoder: Encoder) -> ModelSignature:
     """Return the raw features that a model takes and the probabilities that it gives."""
     inputs = [
         *(ColSpec(DataType.string, name, required=False) for name in spec.single),
-        *(ColSpec(DataType.double, name, required=False) for name in spec.numeric),
+        *(ColSpec(DataType.double, name, required=False) for name in raw_numeric(spec, encoder)),
         *(ColSpec(Array(DataType.string), name, required=False) for name in encoder.lists),
     ]
     outputs = [ColSpec(DataType.float, name) for name in spec.outputs()]

@@ -106,15 +106,17 @@ def test_an_encoder_of_the_second_format_has_its_zeros_on_the_quantiles(tmp_path
     assert found["segment_code"].to_list() == [7, 9, 1, 1]
     assert found["price_position"].to_list() == [0.0, 0.5, 2.0, 5.0]
     save_encoder(encoder, path)
-    assert json.loads(path.read_text())["format"] == 3
+    assert json.loads(path.read_text())["format"] == 4
     assert load_encoder(path) == encoder
 
 
-@pytest.mark.parametrize("form", ["4", '"2"', "null"])
+@pytest.mark.parametrize("form", ["5", '"2"', "null"])
 def test_an_encoder_of_another_format_is_refused(tmp_path: Path, form: str) -> None:
     path = tmp_path / "encoder.json"
     path.write_text(f'{{"format": {form}, "vocabularies": {{}}}}')
-    with pytest.raises(ValueError, match=r"encoder\.json has format .*, expected one of \[1, 2, 3\]: another version"):
+    with pytest.raises(
+        ValueError, match=r"encoder\.json has format .*, expected one of \[1, 2, 3, 4\]: another version"
+    ):
         load_encoder(path)
 
 

@@ -5,7 +5,8 @@ import datetime as dt
 import polars as pl
 import pytest
 
-from features.text import extend_words, known_words, token_ids, words
+from features.text import extend_words, known_words, token_ids
+from features.words import words
 
 TODAY = dt.date(2026, 1, 1)
 TEXTS = pl.Series(["Red shoe", "red RED hat", "blue shoe", None])
