@@ -17,7 +17,7 @@ SCORED_AT_ONCE = 4096
 class TextBudget:
     """What a fit may spend."""
 
-    epochs: int = 20
+    epochs: int = 60
     batch_size: int = 128
     learning_rate: float = 0.005
     weight_decay: float = 0.01

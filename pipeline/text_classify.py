@@ -158,14 +158,18 @@ def _task(study: TextStudy, table: TextTable, label: str, fits: Mapping[str, _Fi
         "test_rows": len(labels_N),
         "test_rows_of_new_classes": int((labels_N == len(table.classes[label])).sum()),
         "majority_accuracy": float((labels_N == majority).mean()),
-        JOINT: _estimates([(1, joint)]),
-        SEPARATE: _estimates([(1, separate)]),
-        "joint_minus_separate": _estimates([(1, joint), (-1, separate)]),
+        JOINT: _estimates([(1, joint)], least=0),
+        SEPARATE: _estimates([(1, separate)], least=0),
+        "joint_minus_separate": _estimates([(1, joint), (-1, separate)], least=-1),
     }
 
 
-def _estimates(terms: Sequence[tuple[float, Replicates]]) -> dict[str, dict[str, float]]:
-    return {name: estimate.as_dict() for name, estimate in contrast(terms, names=TEXT_METRICS).items()}
+def _estimates(terms: Sequence[tuple[float, Replicates]], *, least: float) -> dict[str, dict[str, float]]:
+    """Return the estimates by metric, their intervals cut at what the figure can be: from `least` to 1."""
+    found = contrast(terms, names=TEXT_METRICS)
+    return {
+        name: one.as_dict() | {"low": max(one.low, least), "high": min(one.high, 1.0)} for name, one in found.items()
+    }
 
 
 def classified_rows(result: Mapping[str, Any]) -> pl.DataFrame:

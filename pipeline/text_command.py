@@ -15,7 +15,7 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
         str | None, typer.Option(help="Column of times to split by; default: a hash of the text decides.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model, with seeds 1, 2, ...")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows; the best one is kept.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows; the best one is kept.")] = 60,
     replicates: Annotated[int, typer.Option(min=20, help="Resamples of texts.")] = 1000,
 ) -> None:
     """Train one encoder with a classifier a label column, and separate classifiers, and compare them on later rows."""

@@ -58,6 +58,7 @@ def test_what_texts_tell_is_learned_by_joint_and_separate_classifiers(classified
         for way in ("joint", "separate"):
             assert task[way]["accuracy"]["value"] > 0.95
             assert task[way]["macro_f1"]["value"] > 0.95
+            assert all(0 <= found["low"] <= found["high"] <= 1 for found in task[way].values())
         difference = task["joint_minus_separate"]["accuracy"]
         assert difference["low"] <= difference["value"] <= difference["high"]
         assert difference["p_holm"] >= difference["p"]
