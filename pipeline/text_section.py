@@ -6,7 +6,10 @@ from pipeline.sections import Positive, Section
 
 
 class Text(Section):
-    """A text encoder for items, trained on the training days to tell their category and demand; off by default."""
+    """A text encoder for items, trained on the training days to tell their category and demand; off by default.
+
+    Measured on new items of simulated worlds it is worse than the words alone (docs/decisions/0005).
+    """
 
     column: str | None = Field(default=None, description="of items.multi: its words, joined, are an item's text")
     category: str | None = Field(
