@@ -118,11 +118,11 @@ def _figures(
         "conversions": float(labels[1].sum()),
     }
     for name, label, soft, scores in (
-        ("click", labels[0], click, outputs[:, 0]),
-        ("click and conversion", labels[1], both, outputs[:, 2]),
+        ("click", labels[0], click, outputs[:, 0].astype(np.float64)),
+        ("click and conversion", labels[1], both, outputs[:, 2].astype(np.float64)),
     ):
         figures[f"{name} AUC"] = auc(label, scores)
-        figures[f"{name} AUC by the truth"] = SoftAuc(scores.astype(np.float64))(soft, 1 - soft)
+        figures[f"{name} AUC by the truth"] = SoftAuc(scores)(soft, 1 - soft)
     return figures | {f"recall@{k}": float((places < k).mean()) for k in KS}
 
 
