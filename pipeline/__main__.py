@@ -24,6 +24,7 @@ from pipeline import (
     text_command,
     threads,
     torchrun,
+    translate_command,
     upkeep,
 )
 from pipeline.options import (
@@ -253,6 +254,7 @@ for _command in (
     registry_commands.rollback,
     registry_commands.history,
     feed_commands.serve,
+    translate_command.translate_train,
 ):
     app.command()(_command)
 

@@ -3,7 +3,7 @@
 Shapes: R pairs, B batch, L source length, C ids of a source position, N targets of a source, T target length.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,10 @@ class Pairs:
     def __len__(self) -> int:
         """Return how many pairs there are."""
         return len(self.source_RLC)
+
+    def only(self, names: Collection[str]) -> "Pairs":
+        """Return the targets of some decoders."""
+        return Pairs(self.source_RLC, {name: ids for name, ids in self.targets.items() if name in names})
 
     def batch(self, rows_B: Tensor) -> "Pairs":
         """Return some rows, as short as the longest of them."""
@@ -85,7 +89,7 @@ def _batches(rows: int, fit: SequenceFit) -> Iterator[Tensor]:
     """Give rows in a new order each epoch, until all steps are made; an epoch's last batch may be smaller."""
     generator, made = torch.Generator().manual_seed(fit.seed), 0
     while True:
-        for rows_B in torch.randperm(rows, generator=generator).split(fit.batch_size):
+        for rows_B in torch.split(torch.randperm(rows, generator=generator), fit.batch_size):
             if made == fit.steps:
                 return
             made += 1

@@ -1,0 +1,89 @@
+"""Pairs of texts for `translate-train`: their table, tokens by white space, vocabularies, and the split.
+
+Shapes: R pairs, L tokens of the longest text.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from models.sequence import END, FIRST_KNOWN, PADDING, UNKNOWN
+
+TEST_SHARE = 0.2
+"""Of the sources, by their hash."""
+READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    ".csv": partial(pl.read_csv, infer_schema=False),  # a column of digits is text too
+    ".jsonl": pl.read_ndjson,
+    ".parquet": pl.read_parquet,
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a column's training texts, in order; their ids begin at FIRST_KNOWN."""
+
+    tokens: list[str]
+
+    @property
+    def size(self) -> int:
+        """Return how many ids there are, the special ones included."""
+        return FIRST_KNOWN + len(self.tokens)
+
+    def encode(self, texts: Sequence[str], *, ended: bool) -> Tensor:
+        """Return the ids (R, L) int64 of texts, padded with 0 and with an END each where asked for."""
+        number = {token: FIRST_KNOWN + place for place, token in enumerate(self.tokens)}
+        rows = [[number.get(token, UNKNOWN) for token in text.split()] + [END] * ended for text in texts]
+        ids_RL = torch.full((len(rows), max(map(len, rows), default=0)), PADDING)
+        for row, ids in enumerate(rows):
+            ids_RL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return ids_RL
+
+    def decode(self, ids_RL: Tensor) -> list[str]:
+        """Return the text of ids up to their END; an id without a token is `?`."""
+        texts = []
+        for ids in ids_RL.tolist():
+            kept = ids[: ids.index(END)] if END in ids else ids
+            words = [self.tokens[one - FIRST_KNOWN] if one >= FIRST_KNOWN else "?" for one in kept if one != PADDING]
+            texts.append(" ".join(words))
+        return texts
+
+
+def vocabulary_of(texts: Sequence[str]) -> Vocabulary:
+    """Return the vocabulary of all tokens of some texts, in the order of their code points."""
+    return Vocabulary(sorted({token for text in texts for token in text.split()}))
+
+
+def read_pairs(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """Read text columns of a CSV, Parquet or JSON-lines file, the source first, its tokens one space apart.
+
+    Raises:
+        ValueError: the file is missing, of another kind or without rows, a column is missing, or a text is missing or
+            empty.
+    """
+    read = READERS.get(path.suffix)
+    if read is None or not path.is_file():
+        raise ValueError(f"--table {path}: expected an existing file that ends in one of {sorted(READERS)}")
+    try:
+        frame = read(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"--table {path} cannot be read: {error}") from error
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise ValueError(f"--table {path} has no column {missing}, expected some of {frame.columns}")
+    if not frame.height:
+        raise ValueError(f"--table {path} has no rows")
+    texts = {name: [" ".join((text or "").split()) for text in frame[name].cast(pl.String)] for name in columns}
+    if bad := {name: column.count("") for name, column in texts.items() if "" in column}:
+        raise ValueError(f"--table {path} has missing or empty texts, by column: {bad}; leave these rows out")
+    return pl.DataFrame(texts)
+
+
+def is_test(sources: Sequence[str]) -> pl.Series:
+    """Tell which pairs test: by the hash of the source, so that equal sources are on one side in every table."""
+    shares = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 for text in sources]
+    return pl.Series(shares) < TEST_SHARE
