@@ -23,6 +23,7 @@ METRIC = "inner_product"
 LARGEST_SHARE = 4
 """IVF must do with one list in so many, or HNSW is tried."""
 ITERATIONS, POINTS_PER_LIST = 10, 64
+CENTROID_ITERATIONS = 20
 NEIGHBOURS, BUILD_EFFORT = 32, 100
 SAME_SCORE = 1e-6
 Floats = NDArray[np.float32]
@@ -189,6 +190,19 @@ def search(index: faiss.Index, queries: Floats, k: int) -> tuple[Floats, NDArray
     """Return scores and item numbers (q, k), best first; -1 where an approximate index found fewer."""
     scores, items = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
     return scores, items
+
+
+def centroids(vectors: Floats, count: int, seed: int) -> Floats:
+    """Return (count, width) centres of vectors by k-means, or the vectors where there are no more of them."""
+    if len(vectors) <= count:
+        return vectors.copy()
+    faiss.omp_set_num_threads(1)  # sums of a cluster depend on the order in which threads add
+    means = faiss.Kmeans(
+        vectors.shape[1], count, niter=CENTROID_ITERATIONS, seed=seed, min_points_per_centroid=1, gpu=False
+    )
+    means.train(np.ascontiguousarray(vectors))
+    assert means.centroids is not None, "it was trained just now"
+    return np.asarray(means.centroids, dtype=np.float32)
 
 
 def stored_vectors(index: faiss.Index) -> Floats:
