@@ -20,6 +20,7 @@ from pipeline import (
     feed_commands,
     registry_commands,
     run_commands,
+    source_command,
     study,
     text_command,
     threads,
@@ -254,6 +255,7 @@ for _command in (
     registry_commands.rollback,
     registry_commands.history,
     feed_commands.serve,
+    source_command.sources,
     translate_command.translate_train,
 ):
     app.command()(_command)
