@@ -10,17 +10,19 @@ import pytest
 from typer.testing import CliRunner
 
 from features.encoding import load_encoder
-from models.retriever import Retriever, save_retriever
+from models.retriever import Retriever, load_retriever, save_retriever
 from models.sequence import load_sequence_model
 from pipeline.__main__ import app
 from pipeline.config import Config
 from pipeline.dataset import retriever_spec
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, featurize, run_folder
+from pipeline.histories import histories
 from pipeline.ingest import ingest
+from pipeline.retrieve import NONE
 from pipeline.semantic_ids import load_semantic_ids
 from pipeline.source_merge import Merged
-from pipeline.source_study import MERGES, SourceStudy, added, study_sources
+from pipeline.source_study import MERGES, SourceStudy, _of_sequences, _Run, added, study_sources
 from pipeline.workspace import Workspace
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "simulated.toml"
@@ -95,6 +97,27 @@ def test_the_same_study_gives_the_same_figures(
     for name in ("recall", "quotas", "adds"):
         assert found[name] == figures[name]
     assert (again / "model" / "spec.json").read_bytes() == (written / "model" / "spec.json").read_bytes()
+
+
+def test_sequences_list_every_available_item_but_those_that_a_user_has_clicked(
+    simulated_config: Config, place: Workspace, written: Path
+) -> None:
+    days = days_of(simulated_config, place, None)
+    towers = load_retriever(run_folder(simulated_config, place, days) / "model" / "retriever")
+    run = _Run(simulated_config, place, days, towers)
+    day = run.day(days.test[0])
+    ids, model = load_semantic_ids(written / "semantic_ids"), load_sequence_model(written / "model").eval()
+    known = histories(run.interactions_before(day.day), plan_of(simulated_config), day.day)["user_id"]
+    active = np.flatnonzero(day.users["user_id"].is_in(known.implode()).to_numpy())
+    found = _of_sequences(run, SourceStudy(width=day.items.height), day, ids, model, active)
+    clicked = 0
+    for user, items in zip(active, found, strict=True):
+        seen = set((day.seen[day.seen // day.items.height == user] % day.items.height).tolist())
+        clicked += len(seen)
+        kept = items[: day.items.height - len(seen)]
+        assert set(kept.tolist()) == set(range(day.items.height)) - seen
+        assert (items[len(kept) :] == NONE).all()
+    assert clicked
 
 
 def test_hits_are_told_by_who_found_them_and_by_who_alone() -> None:
