@@ -2,6 +2,7 @@
 
 import datetime as dt
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pipeline.config import Config
 from pipeline.workspace import Workspace, read_json
 
 MINIMUM_DAYS = 1
+SECONDS_A_DAY = 86_400
 STORES = ("tables", "features")
 
 
@@ -52,7 +54,7 @@ def vacuum(config: Config, workspace: Workspace, *, keep_days: int, dry_run: boo
     for path in found:
         sizes = tables.vacuum(path, keep_days=keep_days, keep_versions=needed[path.name], dry_run=dry_run)
         removed.append(Removed(_shown(workspace, path), len(sizes), sum(sizes.values())))
-    return removed
+    return [*removed, *_remove_unborn(workspace, keep_days, dry_run=dry_run)]
 
 
 def tables_of(workspace: Workspace) -> list[Path]:
@@ -127,6 +129,20 @@ def _remove_folder(workspace: Workspace, run: Path, *, dry_run: bool) -> Removed
         run.rename(gone)
         shutil.rmtree(gone)
     return removed
+
+
+def _remove_unborn(workspace: Workspace, keep_days: int, *, dry_run: bool) -> Iterator[Removed]:
+    """Remove what killed writers left of tables that never came to a commit."""
+    horizon = time.time() - keep_days * SECONDS_A_DAY
+    for table in sorted((workspace.root / "tables").glob("[!.]*")):
+        if (table / "_delta_log").exists():
+            continue
+        files = [file for file in table.rglob("*") if file.is_file() and file.stat().st_mtime < horizon]
+        yield Removed(_shown(workspace, table), len(files), sum(file.stat().st_size for file in files))
+        for file in [] if dry_run else files:
+            file.unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
 
 
 def _shown(workspace: Workspace, path: Path) -> str:

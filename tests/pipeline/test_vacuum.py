@@ -174,6 +174,23 @@ def test_what_a_killed_vacuum_left_of_a_run_goes(workspace: Workspace, simulated
     assert (workspace.root / "runs" / "notes").exists()
 
 
+def test_what_a_killed_writer_left_of_a_table_without_a_commit_goes_once_it_is_old(
+    workspace: Workspace, simulated_config: Config
+) -> None:
+    table = workspace.table("unattributed")
+    (table / f"date={FIRST}").mkdir(parents=True)
+    old, fresh = _orphan(table, 3), _orphan(table, 1)
+    told = vacuum(simulated_config, workspace, keep_days=2, dry_run=True)[-1]
+    assert (told.place, told.files) == ("tables/unattributed", 1)
+    assert old.exists()
+    assert vacuum(simulated_config, workspace, keep_days=2, dry_run=False)[-1] == told
+    assert not old.exists()
+    assert fresh.exists()
+    os.utime(fresh, (time.time() - 3 * DAY,) * 2)
+    vacuum(simulated_config, workspace, keep_days=2, dry_run=False)
+    assert list(table.iterdir()) == []
+
+
 def test_the_tables_of_feature_stores_are_vacuumed_too(workspace: Workspace, simulated_config: Config) -> None:
     store = workspace.root / "features" / "0a1b2c3d" / "partials"
     for value in range(2):
