@@ -27,8 +27,9 @@ class Gate(Section):
     min_rows: Positive = Field(default=500, description="test impressions that a segment needs to be checked")
     min_positives: Positive = Field(default=50, description="positives, and negatives, that any check needs")
     blocking_alarms: list[Alarm] = Field(
-        default=["constant_predictions", "dead_task", "one_expert", "experts_alike", "dead_units"],
-        description="verdicts on the run whose alarm keeps it from becoming champion; the others warn",
+        default=["constant_predictions", "dead_task", "one_expert", "experts_alike"],
+        description="verdicts on the run whose alarm keeps it from becoming champion; the others warn: what dead units "
+        "or sharing cost, the other checks see",
     )
 
     @model_validator(mode="after")
