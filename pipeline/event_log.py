@@ -74,8 +74,9 @@ class EventLog:
         return {*self.merged, *self.replaced_on}
 
     def days(self, first: dt.date, last: dt.date) -> list[dt.date]:
-        """Return the days in a range that have events, in order."""
-        return sorted(day for day in self.stored.keys() | self.merged.keys() if first <= day <= last)
+        """Return the days in a range that have events, or have lost their last ones, in order."""
+        known = self.stored.keys() | self.merged.keys() | self.replaced_on
+        return sorted(day for day in known if first <= day <= last)
 
     def of(self, day: dt.date) -> DayEvents:
         """Return a day as it is now."""

@@ -178,7 +178,7 @@ def test_a_tracking_uri_with_a_password_is_refused_and_not_repeated(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://mlflow:5000", "postgresql+psycopg://bob@127.0.0.1:5432/x", "sqlite:////tmp/a@b.db", "mlruns"]
+    "uri", ["http://mlflow:5000", "postgresql+psycopg://bob@127.0.0.1:5432/x", "sqlite:///a@b.db", "mlruns"]
 )
 def test_a_tracking_uri_without_a_password_is_taken(tmp_path: Path, uri: str) -> None:
     assert load(tmp_path, tracking__uri=uri).tracking.uri == uri

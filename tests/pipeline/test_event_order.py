@@ -144,3 +144,20 @@ def shown(impression: str, hours: int) -> Event:
     time = f"{START + dt.timedelta(hours=hours):%Y-%m-%dT%H:%M:%SZ}"
     named = {"event_id": f"i{impression}", "event": "impression", "event_time": time, "received_time": time}
     return {**named, "user_id": "u", "item_id": "i", "impression_id": impression, "value": None, "surface": "home"}
+
+
+def test_a_day_that_a_killed_run_emptied_is_emptied_of_its_impressions_by_the_next() -> None:
+    later, earlier = shown("a", 24), shown("a", 0)  # one event a conversion window apart: the first received stays
+    with place() as (source, workspace):
+        write_file(source, "0.jsonl", [later])
+        ingest(CONFIG, workspace, source, now=NOW)
+        killed = Workspace(workspace.root.with_name("killed"))
+        shutil.copytree(workspace.root, killed.root)
+        write_file(source, "1.jsonl", [earlier])
+        ingest(CONFIG, workspace, source, now=NOW)
+        for name in ("quarantine", "events"):
+            shutil.rmtree(killed.table(name))
+            shutil.copytree(workspace.table(name), killed.table(name))
+        ingest(CONFIG, killed, source, now=NOW)
+        assert contents(killed) == contents(workspace)
+        assert tables.days(killed.table("interactions")) == [START.date()]
