@@ -16,17 +16,7 @@ from models.ranker import RankerSpec
 from pipeline import tables
 from pipeline.dataset import Block, Examples, clicks_by_item, known_labels, ordered_examples
 from pipeline.label_sums import LabelSums, sums_of, total
-from pipeline.maturity import Maturity, supervise
-
-LABELS = (
-    "event_time",
-    "received_time",
-    "click",
-    "conversion",
-    "click_known_at",
-    "conversion_known_at",
-    "label_matures_at",
-)
+from pipeline.maturity import SUPERVISED, Maturity, supervise
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ def label_columns(spec: RankerSpec, maturity: Maturity | None) -> list[str]:
     """Return the columns that labels and masks are made of; `known_labels` needs no others."""
     weighed = maturity is not None and maturity.propensity_clip is not None
     tasks = [f"label_{name}" for name in (*spec.binary_tasks, *spec.value_tasks)]
-    return [*LABELS, *tasks, *([PROPENSITY] if weighed else [])]
+    return [*SUPERVISED, *tasks, *([PROPENSITY] if weighed else [])]
 
 
 def identity(days: Sequence[StoredDay]) -> str:

@@ -5,26 +5,18 @@ publish that was killed between the two is finished by the next one.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.feed_records import Version
-from pipeline.workspace import read_json
+from pipeline.workspace import made_folder, read_json
 
 AUDIT = "published"
 
 
-@contextmanager
-def hidden_copy(audit: Path, name: str) -> Iterator[Path]:
+def hidden_copy(audit: Path, name: str) -> AbstractContextManager[Path]:
     """Give the hidden folder that a version's copy is written into; it goes where the block fails."""
-    draft = _draft(audit, name)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    return made_folder(_draft(audit, name))
 
 
 def name_copy(audit: Path, name: str) -> None:

@@ -19,6 +19,16 @@ from pipeline.extra_targets import NONE, binary_target, value_target
 
 UNRECEIVED = "received after the cutoff"
 CLICK_OPEN = "click window not over"
+SUPERVISED = (
+    "event_time",
+    "received_time",
+    "click",
+    "conversion",
+    "click_known_at",
+    "conversion_known_at",
+    "label_matures_at",
+)
+"""Columns of an impression that `supervise` reads, beside those of further tasks."""
 LABELS_OPEN = "conversion window not over"
 LITTLE_KNOWN = "share of conversions known below labels.min_known_share"
 TASKS = ("click", "click_and_conversion")

@@ -24,7 +24,7 @@ from pipeline.calibrate import corrected_maturity
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of
 from pipeline.feed_copies import AUDIT
-from pipeline.maturity import Maturity, supervise
+from pipeline.maturity import SUPERVISED, Maturity, supervise
 from pipeline.popularity import UNSEEN, with_decile
 from pipeline.segments import MISSING, OTHERS, SHOWN_VALUES, kinds_of
 from pipeline.workspace import Workspace
@@ -44,15 +44,6 @@ PREDICTED = {
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 """What reading a damaged file raises; on some damage polars panics, past Exception."""
 KEYS = ["task", "segment", "value", "group"]
-LABELS = (
-    "event_time",
-    "received_time",
-    "click",
-    "conversion",
-    "click_known_at",
-    "conversion_known_at",
-    "label_matures_at",
-)
 
 
 @dataclass(frozen=True)
@@ -222,7 +213,7 @@ def _add(
 ) -> None:
     """Add a range of users to what came of a day."""
     (parts, impressions), (known, shown) = data, about
-    rows = impressions.select("user_id", "item_id", *LABELS, *shown).collect(engine="streaming")
+    rows = impressions.select("user_id", "item_id", *SUPERVISED, *shown).collect(engine="streaming")
     lists = pl.read_parquet(parts, columns=["user_id", "item_id", *PREDICTED.values()])
     listed = rows.join(lists, on=["user_id", "item_id"], how="inner", maintain_order="left")
     users = rows.select(pl.col("user_id").unique())

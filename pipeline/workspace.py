@@ -64,18 +64,25 @@ def run_id(test_last: dt.date, config_digest: str) -> str:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder to write in; it goes where the block fails."""
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write in, and put it in place of `folder` only where the block ends well."""
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)  # killed between the two renames below
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with made_folder(draft):
         yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
