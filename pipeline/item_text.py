@@ -4,7 +4,6 @@ Shapes: K words (then hash buckets), V width of a text's vector.
 """
 
 import datetime as dt
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from features.numeric import fit_scale
 from features.plan import ITEM
 from features.text import extend_words, known_words
 from features.text_vectors import TextVectors
+from features.words import hash_share
 from models.text import LEAST_CLASSES, NO_LABEL, TextSpec
 from models.text_fit import LabelledTexts, TextBudget, fit_text
 from pipeline import tables
@@ -105,7 +105,7 @@ def _fit(settings: Text, items: pl.DataFrame, seed: int) -> TextModel:
         labels["category"] = items["category"]
     classes = {name: column.drop_nulls().unique().sort().to_list() for name, column in labels.items()}
     classes = {name: found for name, found in classes.items() if len(found) >= LEAST_CLASSES}
-    validates = torch.tensor([_share(text) < VALIDATION_SHARE for text in items["text"].fill_null("")])
+    validates = torch.tensor([hash_share(text) < VALIDATION_SHARE for text in items["text"].fill_null("")])
     if items.height < LEAST_TEXTS or not validates.any() or not classes:
         raise ValueError(
             f"text.column = {settings.column!r}: {items.height} items of the training days have a text and "
@@ -124,10 +124,6 @@ def _fit(settings: Text, items: pl.DataFrame, seed: int) -> TextModel:
     sizes = {name: len(found) for name, found in classes.items()}
     spec = TextSpec(cardinality=vocabulary.cardinality, classes=sizes, vector_width=settings.width, seed=seed)
     return TextModel(fit_text(spec, training, validation, TextBudget()), vocabulary, MAX_TOKENS, classes)
-
-
-def _share(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def folded(model: TextModel) -> TextVectors:

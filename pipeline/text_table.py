@@ -5,7 +5,6 @@ test, and rows of one moment stay together. Otherwise a hash of a text's words d
 equal texts (but for case and punctuation) are on one side; rows are never split at random.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.words import words
+from features.words import hash_share, words
 
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".parquet": pl.read_parquet,
@@ -100,8 +99,8 @@ def _check_columns(frame: pl.DataFrame, path: Path, text: str, labels: Sequence[
 
 
 def _parts_by_hash(joined: pl.Series) -> NDArray[np.int64]:
-    shares = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48 for text in joined]
-    return np.searchsorted(np.array(BOUNDS), np.array(shares), side="right").astype(np.int64)
+    shares = np.array([hash_share(text) for text in joined])
+    return np.searchsorted(np.array(BOUNDS), shares, side="right").astype(np.int64)
 
 
 def _parts_by_time(column: pl.Series) -> NDArray[np.int64]:

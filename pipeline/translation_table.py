@@ -3,7 +3,6 @@
 Shapes: R pairs, L tokens of the longest text.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from features.words import hash_share
 from models.sequence import END, FIRST_KNOWN, PADDING, UNKNOWN
 
 TEST_SHARE = 0.2
@@ -85,5 +85,4 @@ def read_pairs(path: Path, columns: Sequence[str]) -> pl.DataFrame:
 
 def is_test(sources: Sequence[str]) -> pl.Series:
     """Tell which pairs test: by the hash of the source, so that equal sources are on one side in every table."""
-    shares = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 for text in sources]
-    return pl.Series(shares) < TEST_SHARE
+    return pl.Series([hash_share(text) for text in sources], dtype=pl.Float64) < TEST_SHARE
