@@ -56,6 +56,7 @@ SETTINGS = (
     "evaluation.importance=false",
     "evaluation.replicates=200",
     "gates.max_rate_ratio=1.25",  # the rates of this world hardly move from day to day
+    "gate.pcoc=[0.9,1.1]",
     "gate.tolerance.log_loss=0.004",  # without a tolerance one night in twenty refuses a model as good as the champion
     "gate.tolerance.gauc=0.02",
     "gate.tolerance.recall=0.02",
