@@ -23,7 +23,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Sc
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from pipeline.workspace import write_parquet_whole
+from pipeline.workspace import locked_folder, write_parquet_whole
 
 ROW_GROUP_ROWS = 131_072
 Files = Mapping[dt.date, Path | list[Path]]
@@ -236,12 +236,9 @@ def _replace(
     schema = Schema.from_arrow(columns.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema)
     shared: dict[str, Any] = {"partition_by": [commit.column], "commit_properties": commit.properties()}
     shared["post_commithook_properties"] = KEEP_LOG
-    with _alone(path):
-        table = _table_at(path, commit.since)
-        if isinstance(table, str) and exists(path):
-            table = DeltaTable(path)
-        if isinstance(table, str):
-            create_table_with_add_actions(table, schema, added, mode="error", **shared)
+    with _alone(path, commit.since) as table:
+        if table is None:
+            create_table_with_add_actions(str(path), schema, added, mode="error", **shared)
             return
         table.create_write_transaction(
             [*added],
@@ -264,10 +261,17 @@ def _add_action(path: Path, column: str, day: dt.date, file: Path) -> AddAction:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Tell that another run wrote the same table."""
+def _alone(path: Path, since: Basis | None) -> Iterator[DeltaTable | None]:
+    """Yield the table as the write's basis knew it, or None where the write creates it, and tell of another run's."""
+    known = since.version if since is not None else version(path) if exists(path) else None
     try:
-        yield
+        if known is not None:
+            yield DeltaTable(path, version=known)
+            return
+        with locked_folder(path.parent):  # of two writers that create a table at once, Delta lets both commit
+            if exists(path):
+                raise ValueError(_concurrent(path))
+            yield None
     except CommitFailedError as error:
         raise ValueError(_concurrent(path)) from error
 
@@ -276,25 +280,15 @@ def _concurrent(path: Path) -> str:
     return f"another run wrote {path} at the same time: run the same command again"
 
 
-def _table_at(path: Path, since: Basis | None) -> str | DeltaTable:
-    if since is None:
-        return str(path)
-    if since.version is None:
-        if exists(path):
-            raise ValueError(_concurrent(path))
-        return str(path)
-    return DeltaTable(path, version=since.version)
-
-
 def write_all(path: Path, frame: pl.DataFrame, note: dict[str, str], since: Basis | None = None) -> None:
     """Replace a whole small table in one commit.
 
     Raises:
         ValueError: another run wrote at the same time.
     """
-    with _alone(path):
+    with _alone(path, since) as table:
         write_deltalake(
-            _table_at(path, since),
+            path if table is None else table,
             frame.to_arrow(compat_level=pl.CompatLevel.oldest()),
             mode="overwrite",
             schema_mode="overwrite",

@@ -64,6 +64,18 @@ def run_id(test_last: dt.date, config_digest: str) -> str:
 
 
 @contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Wait for the operating system's lock on a folder, which is made if need be, and hold it; no file is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def made_folder(folder: Path) -> Iterator[Path]:
     """Make a folder to write in; it goes where the block fails."""
     folder.mkdir(parents=True)

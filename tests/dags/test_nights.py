@@ -33,9 +33,7 @@ NIGHT = (
     "print('RESULT' + json.dumps({'state': str(run.state), **states}))\n"
 )
 MODEL = ["--set", "click_rate=0.15", "--set", "conversion_rate=0.3"]
-LENIENT = """
-[gate]
-pcoc = [0.1, 10.0]
+LENIENT = """pcoc = [0.1, 10.0]
 blocking_alarms = []
 [gate.tolerance]
 log_loss = 1.0
@@ -86,7 +84,9 @@ def place(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     small = ["--users", "200", "--items", "120", "--days", "7", "--requests-per-day", "300"]
     subprocess.run([command, "simulate", "--output", str(source), *small, *MODEL], check=True, cwd=ROOT)
     example = (ROOT / "examples" / "simulated.toml").read_text(encoding="utf-8")
-    config.write_text(example.replace("batch_size = 1024", "batch_size = 128\ncontrol = false") + LENIENT)
+    strict = "pcoc = [0.7, 1.4]"
+    assert example.count(strict) == 1
+    config.write_text(example.replace(strict, LENIENT))
     values = {
         "COUNTERPOISE_COMMAND": command,
         "COUNTERPOISE_CONFIG": str(config),

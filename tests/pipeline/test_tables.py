@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -118,12 +119,34 @@ def test_a_write_fails_where_another_came_since_its_basis(tmp_path: Path) -> Non
     for late in (basis, nothing):
         with pytest.raises(ValueError, match=message):
             tables.write_days(path, [day(3, 3)], [dt.date(2026, 1, 3)], note=NOTE, since=late)
+    nothing = tables.basis(other)
     tables.write_all(other, pl.DataFrame({"a": [1]}), NOTE)
     basis = tables.basis(other)
     tables.write_all(other, pl.DataFrame({"a": [2]}), NOTE, basis)
-    with pytest.raises(ValueError, match=message):
-        tables.write_all(other, pl.DataFrame({"a": [3]}), NOTE, basis)
+    for late in (basis, nothing):
+        with pytest.raises(ValueError, match=message):
+            tables.write_all(other, pl.DataFrame({"a": [3]}), NOTE, late)
     assert (tables.version(path), tables.version(other)) == (1, 1)
+
+
+def test_of_two_writers_that_create_a_table_at_once_one_is_told_of_the_other(tmp_path: Path) -> None:
+    path, dates = tmp_path / "table", {number: dt.date(2026, 1, number) for number in (1, 2, 3, 4)}
+
+    def create(number: int) -> str:
+        try:
+            tables.write_days(
+                path, [day(number, number)], [dt.date(2026, 1, number)], note=NOTE, since=tables.Basis(None)
+            )
+        except ValueError as error:
+            return str(error)
+        return "created"
+
+    with ThreadPoolExecutor(4) as writers:
+        said = list(writers.map(create, dates))
+    assert said.count("created") == 1
+    assert all("at the same time: run the same command again" in one for one in said if one != "created")
+    assert tables.version(path) == 0
+    assert rows(path) == [((first := said.index("created") + 1), -first), (first, first)]
 
 
 def test_a_commit_records_numbers_for_good_and_may_hold_nothing_else(tmp_path: Path) -> None:
