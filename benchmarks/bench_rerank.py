@@ -33,7 +33,7 @@ from pipeline.rank import joined, rank_users, user_ranges
 from pipeline.ranking_metrics import coverage, gini
 from pipeline.ranking_section import Ranking
 from pipeline.rerank_users import load_reranker, rerank, value_codes
-from pipeline.retrieve import Candidates, candidates_for, item_vectors
+from pipeline.retrieve import candidates_for, item_vectors
 from pipeline.scoring import Bundle, Day, load_day, load_run_bundle
 from pipeline.workspace import Workspace
 from pipeline.world import World, load_world
@@ -85,12 +85,7 @@ def scored(config: Config, bundle: Bundle, day: Day, index: Path, world: World) 
     whole = config.model_copy(update={"ranking": longest})
     found, scorer = candidates_for(config, bundle, day, index), PairScorer(whole, bundle, day)
     ranges, start = user_ranges(day.users.height), time.process_time()
-    lists = joined(
-        [
-            rank_users(whole, scorer, None, users, Candidates(found.items[users], found.from_towers[users]))
-            for users in ranges
-        ]
-    )
+    lists = joined([rank_users(whole, scorer, None, users, found.of(users)) for users in ranges])
     speed = day.users.height / (time.process_time() - start)
     assert (lists.items >= 0).all(), "the simulated catalogue has enough items for every user"
     click_UK, conversion_UK = world.probabilities(

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.feed_sections import FeedSection, ServeSection
 from pipeline.gate_section import Gate
 from pipeline.ranking_section import Ranking
+from pipeline.retrieval_section import Retrieval
 from pipeline.sections import (
     HIDDEN,
     Calibration,
@@ -21,7 +22,6 @@ from pipeline.sections import (
     Gates,
     Labels,
     Model,
-    Retrieval,
     Retriever,
     Section,
     SideTable,

@@ -75,7 +75,7 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
     store = open_store(config, workspace)
     made = run_folder(config, workspace, days) / "features"
     with open_engine(config) as engine:
-        updated = update(store, days.all(), {*days.test, days.scored_for}, None, engine)
+        updated = update(store, days.all(), _states(config, days), None, engine)
         with replaced_folder(made) as folder:
             buckets = buckets_of(store.interactions, days.all())
             work = _Work(config, workspace, store, days, buckets, engine, folder)
@@ -99,8 +99,14 @@ def featurize(config: Config, workspace: Workspace, days: Days) -> Outcome:
     return Outcome(updated.rows, rows, notes)
 
 
+def _states(config: Config, days: Days) -> set[dt.date]:
+    """Return the days as of which later stages need a state: candidate sources learn their places on one more."""
+    learned = {days.validation[-1]} if len(config.retrieval.sources) > 1 else set()
+    return {*days.test, days.scored_for} | learned
+
+
 def _link_states(work: _Work) -> None:
-    for day in sorted({*work.days.test, work.days.scored_for}):
+    for day in sorted(_states(work.config, work.days)):
         # links: a state's files are never written to again, and a copy of all keys a night would add up
         held = state_folder(work.store.states, day)
         shutil.copytree(held, state_folder(work.folder, day), copy_function=os.link)

@@ -6,7 +6,6 @@ Shapes: R rows, L actions of a history, C = D + 2 ids of an action, N items of a
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,6 @@ from torch import Tensor
 from features.asof import KNOWN_FROM
 from features.plan import FeaturePlan
 from models.sequence import FIRST_KNOWN, PADDING
-from pipeline import tables
 from pipeline.semantic_ids import SemanticIds
 from pipeline.sequence_fit import Pairs
 
@@ -109,12 +107,12 @@ def encode_histories(found: pl.DataFrame, user_ids: pl.Series, coding: Coding) -
 
 
 def training_pairs(
-    table: Path, plan: FeaturePlan, days: Sequence[dt.date], known_before: dt.date, coding: Coding
+    interactions: pl.LazyFrame, plan: FeaturePlan, days: Sequence[dt.date], known_before: dt.date, coding: Coding
 ) -> Pairs:
     """Return a row for each user and day with a click: the history before it, and its clicks and conversions.
 
     Args:
-        table: tables/interactions.
+        interactions: rows of tables/interactions.
         plan: says when days begin.
         days: whose clicks are targets.
         known_before: labels that were not known when this day began count as none, as on the night that trains.
@@ -126,7 +124,7 @@ def training_pairs(
     cutoff = plan.start_of(known_before)
     sources, targets = [], []
     for day in days:
-        frame = tables.scan(table).filter(pl.col("date") <= day)
+        frame = interactions.filter(pl.col("date") <= day)
         rows = _targets(frame.filter(pl.col("date") == day).collect(), cutoff)
         if rows.height:
             sources.append(encode_histories(histories(frame, plan, day), rows["user_id"], coding))

@@ -23,6 +23,7 @@ from pipeline.report_quality import (
     segments_section,
     sentence_case,
 )
+from pipeline.report_sources import sources_section
 from pipeline.report_watch import watch_section
 from pipeline.run_files import RunFiles, earlier_run, read_run
 from pipeline.workspace import read_json
@@ -95,6 +96,7 @@ def _sections(runs: Runs) -> list[Section]:
         experts_section,
         training_section,
         retrieval_section,
+        sources_section,
         importance_section,
         data_section,
         versions_section,

@@ -21,7 +21,9 @@ from pipeline.rank import Lists, lists_frame, rank_lists
 from pipeline.ranking_metrics import coverage, evaluate_lists, gini, lorenz, recall_by_group
 from pipeline.retrieve import candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, load_day, numbered
+from pipeline.source_adds import evaluate_sources
 from pipeline.source_files import local_folder
+from pipeline.source_merge import Pairs
 from pipeline.workspace import Workspace, replaced_folder, write_parquet
 from pipeline.world import expected_conversions, load_world, ranked_by_truth
 
@@ -44,7 +46,8 @@ def evaluate_day_lists(
     Returns:
         `retrieval` ({recall, ndcg} by label and k, of the ranked lists), `candidates` (the same before ranking),
         `popular_retrieval` (of the most popular items), `retrieval_by_popularity` (recall of next-day clicks by the
-        item's decile), `lists` (coverage, Gini, expected conversions) and `exposure` (its Lorenz curve).
+        item's decile), `lists` (coverage, Gini, expected conversions), `exposure` (its Lorenz curve), and `sources`
+        (what each candidate source adds; None where the towers are the only one).
     """
     day = load_day(config, workspace, folder / "features", date, bundle.encoder)
     with replaced_folder(folder / f"lists-{date}") as kept:
@@ -52,8 +55,9 @@ def evaluate_day_lists(
         found = candidates_for(config, bundle, day, kept)
         ranked = rank_lists(config, bundle, day, found)
         write_parquet(lists_frame(ranked, day, bundle.version), kept / "lists.parquet")
+        relevant = relevant_on(workspace, day)
+        sources = evaluate_sources(config, bundle, day, kept, relevant.pairs)
     popular = popular_candidates(day, config.ranking.list_length)
-    relevant = relevant_on(workspace, day)
     shown, held = lorenz(ranked.items, catalogue_size=day.items.height)
     lists: dict[str, Any] = {
         "scored_for": str(date),
@@ -77,10 +81,8 @@ def evaluate_day_lists(
             "coverage": lists["coverage"],
             "gini": lists["gini"],
         },
+        "sources": sources,
     }
-
-
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,11 @@ class Relevant:
     users_without_a_list: int
 
 
-def relevant_on(workspace: Workspace, day: Day) -> Relevant:
-    """Return the day's clicks and conversions; items that no list can hold have numbers too and count as missed."""
+def relevant_on(workspace: Workspace, day: Day, known_before: dt.datetime | None = None) -> Relevant:
+    """Return the day's clicks and conversions; items that no list can hold have numbers too and count as missed.
+
+    With a moment, what was not known before it counts as none.
+    """
     rows = tables.scan(workspace.table("interactions")).filter(pl.col("date") == day.day).collect()
     joined = rows.join(numbered(day.users, "user"), on="user_id").join(
         numbered(day.items, "item"), on="item_id", how="left"
@@ -108,7 +113,8 @@ def relevant_on(workspace: Workspace, day: Day) -> Relevant:
     joined = joined.with_columns(pl.col("item_number").fill_null(unlisted))
     pairs = {}
     for label in ("click", "conversion"):
-        chosen = joined.filter(pl.col(label))
+        known = pl.lit(value=True) if known_before is None else pl.col(f"{label}_known_at") < known_before
+        chosen = joined.filter(pl.col(label) & known)
         pairs[label] = (chosen["user_number"].to_numpy(), chosen["item_number"].to_numpy())
     numbers = pl.concat([day.items["item_id"], joined["item_id"].unique().sort()])
     return Relevant(pairs, numbers, rows["user_id"].n_unique() - joined["user_id"].n_unique())

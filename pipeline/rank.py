@@ -13,6 +13,8 @@ from pipeline.rerank import Picked
 from pipeline.rerank_users import Reranker, load_reranker, rerank
 from pipeline.retrieve import NONE, Candidates
 from pipeline.scoring import Bundle, Day
+from pipeline.source_lists import source_names
+from pipeline.source_merge import Bits
 from pipeline.stage import progress
 
 USERS = 512
@@ -27,7 +29,8 @@ class Lists:
     """What the model predicts of each, (U, K, O) in the order of `names`."""
     names: list[str]
     scores: NDArray[np.float64]
-    from_towers: NDArray[np.bool_]
+    sources: Bits
+    """Who found the item, as in `Candidates`."""
     propensity: NDArray[np.float64]
     """The probability that the item is in the list, over the draws of exploration; 1 without any."""
     is_exploration: NDArray[np.bool_]
@@ -38,7 +41,7 @@ def rank_lists(config: Config, bundle: Bundle, day: Day, candidates: Candidates)
     weights_of(config, bundle.ranker.spec.outputs(), bundle.version)
     scorer, reranker = PairScorer(config, bundle, day), load_reranker(config, bundle, day)
     ranges = progress(user_ranges(day.users.height), "rank")
-    return joined([rank_users(config, scorer, reranker, users, _of_users(candidates, users)) for users in ranges])
+    return joined([rank_users(config, scorer, reranker, users, candidates.of(users)) for users in ranges])
 
 
 def user_ranges(count: int) -> list[NDArray[np.int64]]:
@@ -57,7 +60,7 @@ def joined(parts: Sequence[Lists]) -> Lists:
         np.concatenate([part.outputs for part in parts]),
         parts[0].names,
         np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.from_towers for part in parts]),
+        np.concatenate([part.sources for part in parts]),
         np.concatenate([part.propensity for part in parts]),
         np.concatenate([part.is_exploration for part in parts]),
     )
@@ -97,14 +100,10 @@ def rank_users(
         np.take_along_axis(outputs_UKO, order[..., None], axis=1),
         names,
         np.take_along_axis(scores, order, axis=1),
-        np.take_along_axis(candidates.from_towers, order, axis=1),
+        np.take_along_axis(candidates.sources, order, axis=1),
         picked.propensity,
         picked.is_exploration,
     )
-
-
-def _of_users(candidates: Candidates, users: NDArray[np.int64]) -> Candidates:
-    return Candidates(candidates.items[users], candidates.from_towers[users])
 
 
 def weights_of(config: Config, names: list[str], version: str) -> NDArray[np.float64]:
@@ -125,7 +124,7 @@ def weights_of(config: Config, names: list[str], version: str) -> NDArray[np.flo
 def lists_frame(lists: Lists, day: Day, version: str) -> pl.DataFrame:
     """Return tables/candidates for a day: one row a user and rank, sorted by both.
 
-    `score` is the model's, in whatever order re-ranking put the items.
+    `score` is the model's, in whatever order re-ranking put the items; `source` names all who found the item.
     """
     users, places = np.nonzero(lists.items != NONE)
     items = lists.items[users, places]
@@ -138,7 +137,7 @@ def lists_frame(lists: Lists, day: Day, version: str) -> pl.DataFrame:
             "score": lists.scores[users, places],
             "propensity": lists.propensity[users, places],
             "is_exploration": lists.is_exploration[users, places],
-            "source": np.where(lists.from_towers[users, places], "two_towers", "popular"),
+            "source": source_names(lists.sources[users, places]),
             "scored_for": pl.Series([day.day], dtype=pl.Date).new_from_index(0, len(users)),
             "model_version": pl.Series([version], dtype=pl.String).new_from_index(0, len(users)),
         }

@@ -4,7 +4,7 @@ A range of users is retrieved by a pure function of what `load_retrieval` loads 
 share the users among them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from pipeline.index import (
     stored_vectors,
 )
 from pipeline.scoring import Bundle, Day
+from pipeline.source_lists import DaySequences, load_day_sequences, merged_lists, save_day_sequences
+from pipeline.source_merge import POPULAR, SEQUENCE, SOURCES, TOWERS, Bits
+from pipeline.sources import Sources
 from pipeline.stage import progress
 from pipeline.workspace import write_parquet
 
@@ -42,10 +45,18 @@ SAMPLED_USERS = 500
 
 @dataclass(frozen=True)
 class Candidates:
-    """Item numbers (U, K) of every user, -1 where fewer items are available, and whether towers found them."""
+    """Item numbers (U, K) of every user, -1 where fewer items are available, and who found them.
+
+    Bit s of `sources` is of `source_merge.SOURCES[s]`: an item has that of each source whose own list holds it, and
+    that of popular items where it only fills an empty place.
+    """
 
     items: NDArray[np.int64]
-    from_towers: NDArray[np.bool_]
+    sources: Bits
+
+    def of(self, users: NDArray[np.int64] | slice) -> "Candidates":
+        """Return the candidates of some users."""
+        return Candidates(self.items[users], self.sources[users])
 
 
 def item_vectors(retriever: Retriever, codes: pl.DataFrame) -> NDArray[np.float32]:
@@ -90,6 +101,8 @@ def make_index(config: Config, bundle: Bundle, day: Day, folder: Path) -> IndexS
     )
     spec = save_index(index, spec, folder)
     check_saved(folder, towers, sample)
+    if bundle.sources is not None:
+        save_day_sequences(config, bundle.sources, day, vectors, folder)
     write_parquet(day.items.select("item_id"), folder / "items.parquet")
     return spec
 
@@ -104,6 +117,8 @@ class Retrieval:
         conversion_weight: blend of the two spaces.
         width: candidates of a user.
         index: an approximate index, or the items' vectors to search exactly.
+        sources: who fills which places; None where the towers fill all.
+        sequences: the sequence source of the day, where it is one.
     """
 
     retriever: Retriever
@@ -111,6 +126,8 @@ class Retrieval:
     conversion_weight: float
     width: int
     index: Index | Catalogue
+    sources: Sources | None = None
+    sequences: DaySequences | None = None
 
     def shares(self) -> list[range]:
         """Return the ranges of user numbers that `retrieve_users` takes."""
@@ -130,27 +147,85 @@ def load_retrieval(config: Config, bundle: Bundle, day: Day, folder: Path) -> Re
         raise ValueError(
             f"{folder} indexes other items than are available on {day.day}: run `counterpoise retrieve` again"
         )
+    held = make_catalogue(stored_vectors(index)) if spec.kind == "exact" else index
+    return _opened(config, bundle.retriever, day, held, (bundle.sources, folder))
+
+
+def open_retrieval(
+    config: Config, retriever: Retriever, items: tuple[Day, NDArray[np.float32]], sources: Sources, folder: Path
+) -> Retrieval:
+    """Search a day's item vectors exactly, without an index; the folder is that of `save_day_sequences`."""
+    day, vectors = items
+    return _opened(config, retriever, day, make_catalogue(vectors), (sources, folder))
+
+
+def _opened(
+    config: Config, retriever: Retriever, day: Day, index: Index | Catalogue, beside: tuple[Sources | None, Path]
+) -> Retrieval:
+    sources, folder = beside
     return Retrieval(
-        retriever=bundle.retriever,
+        retriever=retriever,
         day=day,
         conversion_weight=config.retrieval.conversion_weight,
-        width=min(config.retrieval.candidates, spec.items),
-        index=make_catalogue(stored_vectors(index)) if spec.kind == "exact" else index,
+        width=min(config.retrieval.candidates, day.items.height),
+        index=index,
+        sources=sources,
+        sequences=None if sources is None else load_day_sequences(sources, day, folder),
     )
 
 
 def retrieve_users(retrieval: Retrieval, users: range) -> Candidates:
     """Return the candidates of a range of user numbers, one of `Retrieval.shares` so that every split gives equal rows.
 
-    Users with a history get the nearest items that they have not seen; empty places are filled with popular items.
+    The sources' lists are merged as the model's sources say; empty places are filled with popular items.
     """
+    numbers = np.arange(users.start, users.stop)
+    order = [] if retrieval.sources is None else retrieval.sources.order
+    return merged_candidates(retrieval, numbers, lists_by_source(retrieval, numbers), order)
+
+
+def merged_candidates(
+    retrieval: Retrieval, users: NDArray[np.int64], lists: Mapping[str, NDArray[np.int64]], order: list[str]
+) -> Candidates:
+    """Merge sources' lists (U, K) of users by ascending numbers, and fill what stays empty with popular items."""
+    merged = merged_lists(lists, order, retrieval.width)
+    filled = _filled(merged.items_UW, retrieval.day, users)
+    is_filled = (merged.items_UW == NONE) & (filled != NONE)
+    return Candidates(filled, merged.sources_UW | (is_filled * np.uint8(1 << SOURCES.index(POPULAR))))
+
+
+def lists_by_source(retrieval: Retrieval, users: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Return what each of the model's sources lists (U, K), by name: unseen items, -1 behind a list's end.
+
+    Args:
+        retrieval: of the day.
+        users: numbers, ascending.
+    """
+    names = [TOWERS] if retrieval.sources is None else retrieval.sources.names
+    return {name: lists_of(retrieval, name, users) for name in names}
+
+
+def lists_of(retrieval: Retrieval, source: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what one source lists, as `lists_by_source`."""
+    day, width = retrieval.day, retrieval.width
+    if source == TOWERS:
+        return _of_towers(retrieval, users)
+    if source == POPULAR:
+        return popular_candidates(day, width, users)
+    assert source == SEQUENCE, source
+    assert retrieval.sequences is not None
+    found = retrieval.sequences.lists(users, conversion_weight=retrieval.conversion_weight, width=width)
+    return _unseen(found, users, day, width)
+
+
+def _of_towers(retrieval: Retrieval, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the nearest items (U, K) that users with a history have not seen."""
     day = retrieval.day
     found = np.full((len(users), retrieval.width), NONE, dtype=np.int64)
-    places = np.flatnonzero(day.has_history[users.start : users.stop])
+    places = np.flatnonzero(day.has_history[users])
     if len(places):
-        codes = day.user_codes[users.start : users.stop]
-        queries = user_vectors(retrieval.retriever, codes, retrieval.conversion_weight)[places]
-        numbers = places + users.start
+        numbers = users[places]
+        queries = user_vectors(retrieval.retriever, day.user_codes[users], retrieval.conversion_weight)[places]
         if isinstance(retrieval.index, Catalogue):
             out = Excluded(*_seen_by(numbers, day))
             found[places] = exact_search(retrieval.index, queries, retrieval.width, out)[1]
@@ -159,8 +234,7 @@ def retrieve_users(retrieval: Retrieval, users: range) -> Candidates:
                 day.items.height, retrieval.width + int(np.bincount(_seen_by(numbers, day)[0], minlength=1).max())
             )
             found[places] = _unseen(search(retrieval.index, queries, wanted)[1], numbers, day, retrieval.width)
-    from_towers = found != NONE
-    return Candidates(_filled(found, day, users), from_towers)
+    return found
 
 
 def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Candidates:
@@ -171,17 +245,16 @@ def candidates_for(config: Config, bundle: Bundle, day: Day, folder: Path) -> Ca
     """
     retrieval = load_retrieval(config, bundle, day, folder)
     parts = [retrieve_users(retrieval, users) for users in progress(retrieval.shares(), "retrieve")]
-    return Candidates(
-        np.concatenate([part.items for part in parts]), np.concatenate([part.from_towers for part in parts])
-    )
+    return Candidates(np.concatenate([part.items for part in parts]), np.concatenate([part.sources for part in parts]))
 
 
-def popular_candidates(day: Day, width: int) -> NDArray[np.int64]:
-    """Return the most popular unseen items of every user (U, width), the baseline of the lists."""
-    found = np.full((day.users.height, min(width, day.items.height)), NONE, dtype=np.int64)
+def popular_candidates(day: Day, width: int, users: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Return the most popular unseen items (U, width), the baseline of the lists, of all users or of given ones."""
+    numbers = np.arange(day.users.height) if users is None else users
+    found = np.full((len(numbers), min(width, day.items.height)), NONE, dtype=np.int64)
     for start in range(0, len(found), USERS):
-        users = range(start, min(start + USERS, len(found)))
-        found[start : start + USERS] = _filled(found[start : start + USERS], day, users)
+        rows = slice(start, start + USERS)
+        found[rows] = _filled(found[rows], day, numbers[rows])
     return found
 
 
@@ -211,12 +284,12 @@ def _is_seen(users: NDArray[np.int64], items: NDArray[np.int64], day: Day) -> ND
     return np.asarray(day.seen[places] == pairs)
 
 
-def _filled(found: NDArray[np.int64], day: Day, users: range) -> NDArray[np.int64]:
+def _filled(found: NDArray[np.int64], day: Day, users: NDArray[np.int64]) -> NDArray[np.int64]:
     """Put popular items that users have neither seen nor listed into their empty places."""
     rows = np.flatnonzero((found == NONE).any(axis=1))
     if not len(rows):
         return found
-    places, items = _seen_by(rows + users.start, day)
+    places, items = _seen_by(users[rows], day)
     listed, columns = np.nonzero(found[rows] != NONE)
     taken = (np.concatenate([places, listed]), np.concatenate([items, found[rows][listed, columns]]))
     # No user needs more of the most popular items than a list and what the user may not get again.

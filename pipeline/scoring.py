@@ -18,6 +18,7 @@ from models.retriever import Retriever, load_retriever
 from pipeline import tables
 from pipeline.config import Config
 from pipeline.feature_plan import plan_of, side_frame
+from pipeline.sources import SOURCES_KEY, Sources, load_sources
 from pipeline.states import load_state
 from pipeline.workspace import Workspace, read_json
 
@@ -35,6 +36,8 @@ class Bundle:
     retriever: Retriever
     calibration: Calibration
     version: str
+    sources: Sources | None = None
+    """What fills candidates beside the towers; None where they fill all."""
 
     def predict(self, features: Features, batch_size: int) -> NDArray[np.float32]:
         """Return the ranker's calibrated outputs, (N, O) in the order of its spec's: all that leaves a model."""
@@ -55,6 +58,7 @@ class Day:
         has_history: (U,) whether a user had an impression before the day.
         seen: sorted user number * items + item number of the pairs to leave out.
         popularity: (I,) item numbers, most clicks of the last seven days first.
+        history: rows of tables/interactions of earlier days, for what only some models read.
     """
 
     day: dt.date
@@ -66,6 +70,7 @@ class Day:
     has_history: NDArray[np.bool_]
     seen: NDArray[np.int64]
     popularity: NDArray[np.int64]
+    history: pl.LazyFrame
 
 
 def load_bundle(folder: Path, version: str) -> Bundle:
@@ -81,7 +86,8 @@ def load_bundle(folder: Path, version: str) -> Bundle:
             f"{folder / CALIBRATION_FILE} does not exist: run `counterpoise calibrate` first, or restore the folder"
         )
     calibration = load_calibration(folder / CALIBRATION_FILE, ranker)
-    return Bundle(encoder, ranker, load_retriever(folder / "retriever"), calibration, version)
+    sources = load_sources(folder) if trained.get(SOURCES_KEY) else None
+    return Bundle(encoder, ranker, load_retriever(folder / "retriever"), calibration, version, sources)
 
 
 def load_run_bundle(folder: Path) -> Bundle:
@@ -135,6 +141,7 @@ def load_day(config: Config, workspace: Workspace, features: Path, day: dt.date,
         has_history=users["user_id"].is_in(state.ids("user").implode()).to_numpy(),
         seen=_seen(config, history, users, items, day),
         popularity=popularity(history, items, day, start),
+        history=history,
     )
 
 

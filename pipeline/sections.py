@@ -258,17 +258,6 @@ class Retriever(Section):
     embedding_learning_rate: Rate = 1e-3
 
 
-class Retrieval(Section):
-    """Candidates for every user from the FAISS index."""
-
-    candidates: Positive = 200
-    index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"
-    exact_below: Positive = Field(default=50_000, description="items under which 'auto' is exact")
-    conversion_weight: Share = Field(default=0.5, description="blend of the click and the conversion space")
-    filter_seen: Literal["none", "impression", "click", "conversion"] = "click"
-    seen_days: Positive = Field(default=30, description="how far back filter_seen looks")
-
-
 class Evaluation(Section):
     """What the morning report holds."""
 

@@ -120,18 +120,18 @@ def save_semantic_ids(ids: SemanticIds, folder: Path) -> None:
     write_json(folder / DIGEST, told)
 
 
-def load_semantic_ids(folder: Path) -> SemanticIds:
-    """Read what `save_semantic_ids` wrote.
+def load_semantic_ids(folder: Path, made_by: str) -> SemanticIds:
+    """Read what `save_semantic_ids` wrote; `made_by` is the command whose it was.
 
     Raises:
         ValueError: a file is missing, unreadable, or not the one that was written.
     """
-    stated = read_json(folder / DIGEST, "sources")
+    stated = read_json(folder / DIGEST, made_by)
     try:
         arrays, items = load_file(folder / CODEBOOKS), pl.read_parquet(folder / ITEMS)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{folder} cannot be read ({error}): run `counterpoise sources` again") from error
+        raise ValueError(f"{folder} cannot be read ({error}): run `counterpoise {made_by}` again") from error
     ids = SemanticIds([arrays[f"level_{level}"] for level in range(stated["levels"])], items, stated["last_digits"])
     if ids.digest() != stated["sha256"]:
-        raise ValueError(f"{folder} is not what was written (SHA-256 differs): run `counterpoise sources` again")
+        raise ValueError(f"{folder} is not what was written (SHA-256 differs): run `counterpoise {made_by}` again")
     return ids

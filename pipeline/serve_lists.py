@@ -16,6 +16,7 @@ from pipeline.featurize import run_folder
 from pipeline.rank import weights_of
 from pipeline.retrieve import make_index
 from pipeline.scoring import check_features, load_bundle, load_day
+from pipeline.source_merge import TOWERS
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.user_ranges import Loaded, Serving, forget, rank_range, retrieve_range, user_ranges
@@ -73,7 +74,9 @@ def retrieve(config: Config, workspace: Workspace, days: Days) -> Outcome:
         join_parquet([part.file for part in ranges], index / "candidates.parquet")
         (index / "spill").rmdir()
         write_json(index / "model.json", {"version": bundle.version, "scored_for": str(days.scored_for)})
-    return Outcome(day.users.height, found, {"index": spec.kind, "recall": round(spec.recall, 4)})
+    names = [TOWERS] if bundle.sources is None else bundle.sources.names
+    notes = {"index": spec.kind, "recall": round(spec.recall, 4), "sources": "+".join(names)}
+    return Outcome(day.users.height, found, notes)
 
 
 def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:

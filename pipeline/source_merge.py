@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 NONE = -1
 BLOCK = 10
 """Places that one source fills at a time: single places are decided by too few hits."""
+TOWERS, SEQUENCE, POPULAR = SOURCES = ("two_towers", "sequence", "popular")
+"""The sources of candidates; bit s of a candidate's number says that source s found it."""
 Integers = NDArray[np.int64]
+Bits = NDArray[np.uint8]
 Pairs = tuple[Integers, Integers]
 
 
@@ -21,7 +24,7 @@ class Merged:
     """A list of each user, and which sources found each item among their first W: bit s is of source s."""
 
     items_UW: Integers
-    sources_UW: NDArray[np.uint8]
+    sources_UW: Bits
 
 
 def quotas(order: Sequence[str], names: Sequence[str]) -> dict[str, int]:
@@ -61,9 +64,12 @@ def merge(lists: Mapping[str, Integers], order: Sequence[str], width: int) -> Me
     A source whose items are all in the list already leaves its places to the next ones.
     """
     state = {name: _Rest(items) for name, items in lists.items()}
-    parts = []
+    parts, filled_U = [], np.zeros(len(next(iter(lists.values()))), dtype=np.int64)
     for name, places in [*((name, BLOCK) for name in order), *((name, width) for name in lists)]:
+        if (filled_U >= width).all():
+            break
         parts.append(state[name].first(places))
+        filled_U += (parts[-1] != NONE).sum(axis=1)
         for rest in state.values():
             rest.remove(parts[-1])
     every = np.concatenate(parts, axis=1)
@@ -88,7 +94,8 @@ class _Rest:
 
     def remove(self, items_UB: Integers) -> None:
         """Take items out that the list has."""
-        self.items_UK[_is_in(self.items_UK, items_UB)] = NONE
+        for items_U in items_UB.T:
+            self.items_UK[self.items_UK == items_U[:, None]] = NONE
 
 
 class _Weights:

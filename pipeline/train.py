@@ -1,8 +1,9 @@
-"""Train: the joint ranker, the logistic-regression baseline and the two-tower retriever of a run."""
+"""Train: the joint ranker, the logistic-regression baseline, the two-tower retriever and further sources of a run."""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from features.encoding import Encoder, load_encoder
 from models.losses import UNSTABLE
 from models.ranker import RankerSpec, save_ranker
-from models.retriever import RetrieverSpec, save_retriever
+from models.retriever import Retriever, RetrieverSpec, save_retriever
 from models.serialization import weights_digest
 from pipeline import tables
 from pipeline.blocks import StoredDay, identity, stored_day
@@ -28,8 +29,10 @@ from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder, table_versions
 from pipeline.fit import Fit, fit_of, fit_ranker
 from pipeline.fit_retriever import fit_retriever
+from pipeline.fit_sources import fit_sources
 from pipeline.label_sums import check_classes, maturity_record, total
 from pipeline.maturity import maturity_of
+from pipeline.sources import SOURCES_KEY, Sources, save_sources
 from pipeline.split import Days
 from pipeline.stage import LOG, Outcome
 from pipeline.warm_start import Beginnings, read_beginnings
@@ -45,6 +48,8 @@ class Task:
     config: Config
     folder: Path
     encoder: Encoder
+    sources: Callable[[Retriever], Sources | None]
+    """Fits the candidate sources beside given towers."""
     spec: RankerSpec
     linear: RankerSpec
     towers: RetrieverSpec
@@ -117,6 +122,7 @@ def _task(config: Config, workspace: Workspace, days: Days) -> Task:
         config=config,
         folder=folder,
         encoder=encoder,
+        sources=lambda retriever: fit_sources(config, workspace, days, encoder, retriever),
         spec=spec,
         linear=ranker_spec(config, plan, encoder, "linear", config.seed),
         towers=retriever_spec(config, plan, encoder, config.seed),
@@ -151,6 +157,9 @@ def _fit_models(task: Task, model: Path | None) -> tuple[dict[str, Any], int]:
     if model is not None:
         save_retriever(retriever, model / "retriever")
     digests["retriever"] = weights_digest(retriever)
+    sources = None if model is None else task.sources(retriever)  # the first process fits them, and the others wait
+    if sources is not None and model is not None:
+        digests |= save_sources(sources, model)
     record: dict[str, Any] = {
         "ranker": curve,
         "logistic_regression": baseline_curve,
@@ -160,6 +169,7 @@ def _fit_models(task: Task, model: Path | None) -> tuple[dict[str, Any], int]:
         "warm_start": begin.record,
         "conversion_loss": told_loss(config),
         "task_weights": config.training.task_weights,
+        SOURCES_KEY: None if sources is None else sources.names,
     }
     if why_no_control(config) is None:
         control, record[CONTROL] = fit_control(task.spec, task.fit, *data, task.checkpoint(CONTROL))

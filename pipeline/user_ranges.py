@@ -134,7 +134,7 @@ def retrieve_range(task: UserRange) -> int:
     parts = [retrieve_users(retrieval, users) for users in task.shares(RETRIEVED_USERS)]
     found = {
         "items": np.concatenate([part.items for part in parts]),
-        "from_towers": np.concatenate([part.from_towers for part in parts]),
+        "sources": np.concatenate([part.sources for part in parts]),
     }
     write_parquet_whole(pl.DataFrame(found), task.file)
     return int((found["items"] != NONE).sum())
@@ -148,8 +148,8 @@ def rank_range(task: UserRange) -> int:
     ranked = []
     for users in task.shares(RANKED_USERS):
         rows = slice(users.start - task.start, users.stop - task.start)
-        candidates = Candidates(found.items[rows], found.from_towers[rows])
-        ranked.append(rank_users(serving.config, scorer, reranker, np.arange(users.start, users.stop), candidates))
+        numbers = np.arange(users.start, users.stop)
+        ranked.append(rank_users(serving.config, scorer, reranker, numbers, found.of(rows)))
     day = replace(scorer.day, users=scorer.day.users[task.start : task.stop])
     write_parquet_whole(lists_frame(joined(ranked), day, serving.version), task.file)
     return int((found.items != NONE).sum())
@@ -158,4 +158,4 @@ def rank_range(task: UserRange) -> int:
 def read_candidates(index: Path, start: int, stop: int) -> Candidates:
     """Read the candidates of a range of users."""
     kept = pl.scan_parquet(index / "candidates.parquet").slice(start, stop - start).collect()
-    return Candidates(np.array(kept["items"].to_numpy()), kept["from_towers"].to_numpy())
+    return Candidates(np.array(kept["items"].to_numpy()), np.array(kept["sources"].to_numpy()))

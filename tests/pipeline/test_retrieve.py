@@ -27,9 +27,11 @@ from pipeline.retrieve import (
     retrieve_users,
 )
 from pipeline.scoring import Bundle, Day, load_day
+from pipeline.source_merge import POPULAR, SOURCES, TOWERS
 from pipeline.workspace import Workspace
 
 WIDTH = 20
+TOWERS_BIT, POPULAR_BIT = (1 << SOURCES.index(name) for name in (TOWERS, POPULAR))
 
 
 def _of_kind(config: Config, kind: str) -> Config:
@@ -78,7 +80,8 @@ def test_no_kind_of_index_gives_a_seen_item_or_one_twice(
     assert len(np.unique(pairs)) == pairs.size
     assert len(day.seen)
     assert not np.isin(pairs, day.seen).any()
-    np.testing.assert_array_equal(found.from_towers.any(axis=1), day.has_history)
+    np.testing.assert_array_equal((found.sources == TOWERS_BIT).any(axis=1), day.has_history)
+    assert set(np.unique(found.sources)) <= {0, TOWERS_BIT, POPULAR_BIT}
 
 
 def test_faiss_and_exact_search_give_the_same_candidates(
@@ -90,7 +93,7 @@ def test_faiss_and_exact_search_give_the_same_candidates(
     users = range(day.users.height)
     ours, theirs = retrieve_users(retrieval, users), retrieve_users(by_faiss, users)
     np.testing.assert_array_equal(np.sort(ours.items), np.sort(theirs.items))
-    np.testing.assert_array_equal(ours.from_towers, theirs.from_towers)
+    np.testing.assert_array_equal(ours.sources, theirs.sources)
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
@@ -105,11 +108,11 @@ def test_ranges_of_users_are_retrieved_alike_together_and_apart(
     for users in reversed(retrieval.shares()):
         part = retrieve_users(retrieval, users)
         np.testing.assert_array_equal(part.items, found.items[users.start : users.stop])
-        np.testing.assert_array_equal(part.from_towers, found.from_towers[users.start : users.stop])
+        np.testing.assert_array_equal(part.sources, found.sources[users.start : users.stop])
 
 
 def test_empty_places_are_filled_with_the_most_popular_items_user_by_user(day: Day) -> None:
-    items, users = day.items.height, range(10, day.users.height)
+    items, users = day.items.height, np.arange(10, day.users.height)
     rng = np.random.default_rng(1)
     found = rng.permuted(np.tile(np.arange(items), (len(users), 1)), axis=1)[:, :WIDTH]
     found[rng.random(found.shape) < rng.random((len(users), 1))] = NONE

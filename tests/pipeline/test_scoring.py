@@ -24,8 +24,9 @@ from pipeline.pair_scorer import PairScorer
 from pipeline.rank import joined, lists_frame, rank_lists, rank_users
 from pipeline.ranking_section import Ranking
 from pipeline.rerank_users import load_reranker
-from pipeline.retrieve import NONE, Candidates, candidates_for, make_index, popular_candidates
+from pipeline.retrieve import NONE, candidates_for, make_index, popular_candidates
 from pipeline.scoring import Bundle, Day, check_features, load_day
+from pipeline.source_lists import source_names
 from pipeline.split import Days
 from pipeline.workspace import Workspace
 
@@ -127,7 +128,7 @@ def test_a_user_without_history_gets_the_popular_items(
     found = candidates_for(config, bundle, replace(day, has_history=has_history), tmp_path)
     popular = popular_candidates(day, 20)[stranger]
     assert found.items[stranger].tolist() == popular.tolist()
-    assert not found.from_towers[stranger].any()
+    assert set(source_names(found.sources[stranger])) == {"popular"}
 
 
 def test_popularity_counts_the_clicks_of_the_last_seven_days(workspace: Workspace, config: Config, day: Day) -> None:
@@ -167,12 +168,7 @@ def test_ranges_of_users_are_ranked_alike_together_and_apart(
     found = candidates_for(config, bundle, day, tmp_path)
     whole, scorer = rank_lists(config, bundle, day, found), PairScorer(config, bundle, day)
     ranges = np.array_split(np.arange(day.users.height), 3)
-    apart = joined(
-        [
-            rank_users(config, scorer, None, users, Candidates(found.items[users], found.from_towers[users]))
-            for users in ranges
-        ]
-    )
+    apart = joined([rank_users(config, scorer, None, users, found.of(users)) for users in ranges])
     np.testing.assert_array_equal(apart.items, whole.items)
     np.testing.assert_allclose(apart.outputs, whole.outputs, rtol=1e-5)
 

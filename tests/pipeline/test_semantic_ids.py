@@ -71,14 +71,14 @@ def test_fewer_items_than_centres_are_their_own_centres() -> None:
 
 def test_what_was_saved_comes_back_and_what_is_damaged_is_refused(ids: SemanticIds, tmp_path: Path) -> None:
     save_semantic_ids(ids, tmp_path)
-    assert load_semantic_ids(tmp_path).digest() == ids.digest()
+    assert load_semantic_ids(tmp_path, "sources").digest() == ids.digest()
     other = semantic_ids_of(ITEMS, VECTORS[::-1], levels=2, centres=4, seed=1)
     other.items.write_parquet(tmp_path / "items.parquet")
     with pytest.raises(ValueError, match="is not what was written"):
-        load_semantic_ids(tmp_path)
+        load_semantic_ids(tmp_path, "sources")
     (tmp_path / "items.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
-        load_semantic_ids(tmp_path)
+        load_semantic_ids(tmp_path, "sources")
 
 
 def test_no_item_is_refused() -> None:

@@ -5,24 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from features.encoding import load_encoder
-from models.retriever import Retriever, load_retriever, save_retriever
+from models.retriever import Retriever, save_retriever
 from models.sequence import load_sequence_model
 from pipeline.__main__ import app
 from pipeline.config import Config
 from pipeline.dataset import retriever_spec
 from pipeline.feature_plan import plan_of
 from pipeline.featurize import days_of, featurize, run_folder
-from pipeline.histories import histories
 from pipeline.ingest import ingest
-from pipeline.retrieve import NONE
 from pipeline.semantic_ids import load_semantic_ids
-from pipeline.source_merge import Merged
-from pipeline.source_study import MERGES, SourceStudy, _of_sequences, _Run, added, study_sources
+from pipeline.source_study import MERGES, SourceStudy, study_sources
 from pipeline.workspace import Workspace
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "simulated.toml"
@@ -85,7 +81,7 @@ def test_quotas_fill_the_list_and_are_of_the_day_before(figures: dict[str, Any])
 
 
 def test_the_saved_model_reads_the_saved_ids(written: Path) -> None:
-    ids, model = load_semantic_ids(written / "semantic_ids"), load_sequence_model(written / "model")
+    ids, model = load_semantic_ids(written / "semantic_ids", "sources"), load_sequence_model(written / "sequence")
     assert model.spec.targets == dict.fromkeys(("click", "conversion"), 4 + sum(ids.sizes))
 
 
@@ -96,36 +92,7 @@ def test_the_same_study_gives_the_same_figures(
     found = json.loads(json.dumps(study_sources(simulated_config, place, STUDY, again)))
     for name in ("recall", "quotas", "adds"):
         assert found[name] == figures[name]
-    assert (again / "model" / "spec.json").read_bytes() == (written / "model" / "spec.json").read_bytes()
-
-
-def test_sequences_list_every_available_item_but_those_that_a_user_has_clicked(
-    simulated_config: Config, place: Workspace, written: Path
-) -> None:
-    days = days_of(simulated_config, place, None)
-    towers = load_retriever(run_folder(simulated_config, place, days) / "model" / "retriever")
-    run = _Run(simulated_config, place, days, towers)
-    day = run.day(days.test[0])
-    ids, model = load_semantic_ids(written / "semantic_ids"), load_sequence_model(written / "model").eval()
-    known = histories(run.interactions_before(day.day), plan_of(simulated_config), day.day)["user_id"]
-    active = np.flatnonzero(day.users["user_id"].is_in(known.implode()).to_numpy())
-    found = _of_sequences(run, SourceStudy(width=day.items.height), day, ids, model, active)
-    clicked = 0
-    for user, items in zip(active, found, strict=True):
-        seen = set((day.seen[day.seen // day.items.height == user] % day.items.height).tolist())
-        clicked += len(seen)
-        kept = items[: day.items.height - len(seen)]
-        assert set(kept.tolist()) == set(range(day.items.height)) - seen
-        assert (items[len(kept) :] == NONE).all()
-    assert clicked
-
-
-def test_hits_are_told_by_who_found_them_and_by_who_alone() -> None:
-    merged = Merged(np.array([[4, 5, 6], [7, 8, -1]]), np.array([[1, 2, 3], [3, 2, 0]], dtype=np.uint8))
-    relevant = {"click": (np.array([0, 0, 0, 1, 1]), np.array([4, 6, 9, 7, 8]))}
-    assert added(merged, ("a", "b"), relevant) == {
-        "click": {"a": {"hits": 3, "alone": 1}, "b": {"hits": 3, "alone": 1}}
-    }
+    assert (again / "sequence" / "spec.json").read_bytes() == (written / "sequence" / "spec.json").read_bytes()
 
 
 def test_a_run_without_a_model_and_a_folder_that_exists_are_refused(

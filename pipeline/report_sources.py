@@ -1,0 +1,53 @@
+"""The section of the HTML report about candidate sources: who filled the lists, and what each adds."""
+
+from pipeline.page import Block, Missing, Section, Table, Text
+from pipeline.report import interval
+from pipeline.report_quality import Runs, Values
+
+TITLES = {"two_towers": "two towers", "sequence": "sequences", "popular": "popular items"}
+TOWERS_ALONE = (
+    "The two towers fill all candidates, and popular items what stays empty. retrieval.sources adds others; beside the "
+    "towers, sequences and popular items in the same places gained about 0.01 recall at 100 alike on KuaiRand "
+    "(benchmarks/results/2026-11-28-sequence.md), which is not worth a further model by default."
+)
+
+
+def sources_section(runs: Runs) -> Section:
+    """Tell for each run what its model's sources found of the test day, and what would be missed without them."""
+    blocks: list[Block] = []
+    for name, run in runs.items():
+        if "sources" not in run.evaluation:
+            continue  # evaluated before there were sources
+        found, of = run.evaluation["sources"], f", {name}" if len(runs) > 1 else ""
+        if found is None:
+            blocks.append(Text(f"{TOWERS_ALONE}{f' ({name})' if of else ''}"))
+            continue
+        if not found["users"]:
+            blocks.append(Missing(f"Nobody clicked on the test day: what each source adds is not measured{of}."))
+            continue
+        blocks.append(
+            Text(
+                f"Places were learned on {found['learned_on']} and are measured on {found['users']:,} users "
+                f"that clicked on the test day{of}. Without: the recall less the recall where the other sources fill "
+                "its places."
+            )
+        )
+        blocks += [_table(found, step, of) for step in ("candidates", "lists")]
+    return Section("Candidate sources", blocks)
+
+
+def _table(found: Values, step: str, of: str) -> Table:
+    told = found[step]
+    labels = list(told["added"])
+    columns = ["source", "places given", "share of places", "alone"]
+    columns += [f"{label}s {what}" for label in labels for what in ("hit", "alone", f"recall@{told['k']} - without")]
+    rows = []
+    for name in found["names"]:
+        share, cells = told["share"][name], [TITLES[name], str(found["quotas"][name])]
+        cells += [f"{share['found']:.1%}", f"{share['alone']:.1%}"]
+        for label in labels:
+            hits = told["added"][label][name]
+            cells += [str(hits["hits"]), str(hits["alone"]), interval(told["without"][label][name])]
+        rows.append(cells)
+    title = {"candidates": "Candidates before ranking", "lists": "Ranked lists"}[step]
+    return Table(columns, rows, f"{title}: what each source found{of}")
