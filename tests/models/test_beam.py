@@ -1,5 +1,7 @@
-"""Beam search against an exhaustive one, and that it keeps to what is allowed."""
+"""Beam search against an exhaustive one and a naive one, and that it keeps to what is allowed."""
 
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -72,6 +74,54 @@ def test_a_beam_of_one_takes_the_likeliest_id_at_each_step(model: SequenceModel,
         assert found.ids_BWT[row, 0].tolist() == greedy
 
 
+def _naive(
+    model: SequenceModel, source_LC: Tensor, *, width: int, length: int, allowed: Tensor | None
+) -> list[tuple[list[int], float]]:
+    """Search one source's targets by the decoder's pass over each whole prefix at every step."""
+    memory, beam = model.encode(source_LC[None]), [([], 0.0)]
+    for _ in range(length):
+        given = torch.tensor([[[BEGIN, *ids] for ids, _ in beam]])
+        log_p = model.decode("words", memory, given)[0, :, -1].log_softmax(-1).tolist()
+        longer = []
+        for (ids, total), row in zip(beam, log_p, strict=True):
+            if ids and ids[-1] in {END, PADDING}:
+                longer.append(([*ids, PADDING], total))
+            else:
+                longer += [([*ids, one], total + row[one]) for one in _next(ids, allowed)]
+        beam = sorted(longer, key=lambda one: -one[1])[:width]
+    return beam
+
+
+def _next(ids: list[int], allowed: Tensor | None) -> list[int]:
+    if allowed is None:
+        return [one for one in range(VOCABULARY) if one not in {PADDING, BEGIN}]
+    return sorted({other[len(ids)] for other in allowed.tolist() if other[: len(ids)] == ids})
+
+
+@pytest.mark.parametrize("is_constrained", [False, True])
+@pytest.mark.parametrize(("width", "length", "layers"), [(1, 7, 2), (3, 1, 1), (4, 6, 3), (50, 4, 2)])
+@torch.inference_mode()
+def test_a_beam_finds_what_a_naive_search_over_whole_prefixes_finds(
+    *, width: int, length: int, layers: int, is_constrained: bool
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+    model = SequenceModel(replace(SPEC, width=24, heads=3, layers=layers, seed=width)).eval()
+    model.decoders["words"].output.weight.mul_(4.0)
+    source = torch.randint(FIRST_KNOWN, 11, (4, 6, 2), generator=generator)
+    source[1, 3:], source[2, 1:], source[3] = PADDING, PADDING, PADDING
+    allowed = torch.randint(END, VOCABULARY, (60, length), generator=generator) if is_constrained else None
+    trie = None if allowed is None else build_trie(allowed)
+    found = beam_search(model, "words", source, width=width, length=length, allowed=trie)
+    # In double precision, so that ids differ only where a float's rounding decides.
+    exact = deepcopy(model).double()
+    for row in range(len(source)):
+        expected = _naive(exact, source[row], width=width, length=length, allowed=allowed)
+        assert found.ids_BWT[row, : len(expected)].tolist() == [ids for ids, _ in expected]
+        log_p = torch.tensor([total for _, total in expected])
+        torch.testing.assert_close(found.log_p_BW[row, : len(expected)], log_p, rtol=0, atol=1e-5)
+        assert found.log_p_BW[row, len(expected) :].isneginf().all()
+
+
 def test_a_wider_beam_finds_nothing_less_likely(model: SequenceModel, source: Tensor) -> None:
     best = [beam_search(model, "words", source, width=width, length=5).log_p_BW[:, 0] for width in (1, 4, 7**5)]
     assert (best[2] >= best[0] - 1e-6).all()
@@ -108,6 +158,17 @@ def test_a_narrow_constrained_beam_returns_allowed_targets_only(model: SequenceM
         listed = [tuple(ids) for ids in found.ids_BWT.flatten(0, 1).tolist()]
         assert set(listed) <= allowed
         assert all(len(set(listed[start : start + width])) == width for start in range(0, len(listed), width))
+
+
+def test_of_equally_likely_targets_those_of_smaller_ids_come_first(source: Tensor) -> None:
+    model = SequenceModel(SPEC).eval()
+    with torch.no_grad():
+        model.decoders["words"].output.weight.zero_()
+        model.decoders["words"].output.bias.zero_()
+    ordered = sorted({tuple(ids) for ids in ALLOWED.tolist()})
+    for width in (1, 2, 5):
+        found = beam_search(model, "words", source, width=width, length=LENGTH, allowed=build_trie(ALLOWED))
+        assert [tuple(ids) for ids in found.ids_BWT[0].tolist()] == ordered[:width]
 
 
 def test_a_trie_leads_along_each_allowed_sequence_and_nowhere_else() -> None:

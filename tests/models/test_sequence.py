@@ -78,6 +78,24 @@ def test_targets_of_one_source_are_predicted_as_if_each_were_alone() -> None:
         torch.testing.assert_close(together[:, number : number + 1], alone)
 
 
+def test_ids_that_are_read_one_by_one_give_the_logits_of_all_at_once() -> None:
+    model, source, targets = SequenceModel(replace(SPEC, layers=3)), _ids(11, 3, 5, 2), _ids(9, 3, 4, 6)
+    source[1, 2:], source[2] = PADDING, PADDING
+    given, memory = given_of(targets), model.encode(source)
+    expected, decoder = model.decode("words", memory, given), model.decoder("words")
+    order = torch.tensor([[2, 2, 0, 1], [3, 1, 1, 1], [0, 1, 2, 3]])
+    # As many prefixes as wanted grow out of the empty one; later some go on more than once and others do not.
+    prefixes = decoder.begin(memory).taken(torch.zeros_like(order))
+    for place in range(3):
+        logits, prefixes = decoder.step(prefixes, given[..., place])
+        torch.testing.assert_close(logits, expected[:, :, place])
+    prefixes = prefixes.taken(order)
+    rows = torch.arange(3).unsqueeze(1)
+    for place in range(3, 6):
+        logits, prefixes = decoder.step(prefixes, given[rows, order, place])
+        torch.testing.assert_close(logits, expected[rows, order, place])
+
+
 def test_the_loss_is_the_mean_of_minus_the_log_probability_of_all_ids_that_are_no_padding() -> None:
     model, source = SequenceModel(SPEC), _ids(11, 2, 5, 1)
     target = torch.tensor([[[4, 5, 2, 0]], [[6, 2, 0, 0]]])
