@@ -195,7 +195,8 @@ def test_what_a_source_adds_is_the_recall_less_that_of_lists_without_it(made: Ma
 def test_the_report_says_who_found_what(made: Made, tmp_path: Path) -> None:
     write_run_report(made.folder, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Candidate sources" in text
+    assert "Item texts and candidate sources" in text
+    assert "No text encoder of items is used" in text
     assert f"Places were learned on {made.days.validation[-1]}" in text
 
 
