@@ -1,14 +1,16 @@
 """Drift: how far the newest day's features and the newest predictions lie from history, beside history's own noise.
 
 The Jensen-Shannon divergence of two distributions p and q over the same bins, in bits (base 2, so within 0 and 1):
-JSD = H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991). p is the newest day, q all history days together.
+JSD = H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991). p is the newest day, q the days before it together, as many as half
+of the history.
 
 A sample's JSD is above 0 even without drift: with K bins that occur and n and m rows it is about
 (K - 1) / (8 ln 2) * (1 / n + 1 / m) on average, since to second order JSD is the sum of (p - q)**2 / (p + q) over
 4 ln 2. That is subtracted, so that days of different sizes compare; a value may thus be a little below 0. The floor is
-an upper quantile of the same statistic of each history day against the others together: it holds what days differ by
-anyway. Of h history days an unchanged column exceeds the floor with a chance of about 1 / (h + 1) a night, so a
-handful of flags among many columns is expected; the alarm's own limit is in bits above the floor.
+an upper quantile of the same statistic of each day of the history's later half against as many days before it: it holds
+what a day differs by from those before it anyway, a steady trend (items age, counters grow) included. Of h history days
+an unchanged column exceeds the floor with a chance of about 1 / (h / 2 + 1) a night, so a handful of flags among many
+columns is expected; the alarm's own limit is in bits above the floor.
 
 Cost: at most `ROWS` rows of each day, every so many'th in the order of time, so 100 MB of encoded columns at a time.
 """
@@ -70,27 +72,31 @@ def _entropy(p_K: Counts) -> float:
 
 
 def divergence(newest_K: Counts, history_HK: Counts, quantile: float) -> dict[str, float]:
-    """Return the newest day's divergence from all history days, the floor, and how far it is above that.
+    """Return the newest day's divergence from the days before it, the floor, and how far it is above that.
 
     Args:
         newest_K: counts by bin.
-        history_HK: of each history day, at least two.
+        history_HK: of each history day, in their order, at least two.
         quantile: of the history days' own divergence that is the floor.
     """
-    total_K = history_HK.sum(axis=0)
-    own = [jensen_shannon(day_K, total_K - day_K) for day_K in history_HK]
-    found = jensen_shannon(newest_K, total_K)
+    before = len(history_HK) // 2
+    own = [
+        jensen_shannon(history_HK[day], history_HK[day - before : day].sum(axis=0))
+        for day in range(before, len(history_HK))
+    ]
+    found = jensen_shannon(newest_K, history_HK[-before:].sum(axis=0))
     floor = float(np.quantile(own, quantile))
     return {"divergence": found, "floor": floor, "excess": found - floor}
 
 
 def feature_drift(config: Config, workspace: Workspace, folder: Path, days: Days) -> dict[str, Any]:
-    """Compare the examples of the last test day with those of the training days, column by column.
+    """Compare the examples of the last test day with those of the days before, column by column.
 
     Returns:
-        `columns` (column, divergence, floor, excess in bits, rows; the largest excess first), `shares` (column, unseen
-        and missing share on the newest day and on the training days) and `without_values` (columns that are empty on
-        the newest day or on too many others), or `reason` where nothing is measured.
+        `columns` (column, divergence, floor, excess in bits, rows; the largest excess first) against the training and
+        validation days, `shares` (column, unseen and missing share on the newest day and on the training days) and
+        `without_values` (columns that are empty on the newest day or on too many others), or `reason` where nothing is
+        measured.
     """
     if not (folder / "features" / "versions.json").exists():
         return {"reason": f"run {folder.name} has no features: `counterpoise featurize` has not ended"}
@@ -98,10 +104,11 @@ def feature_drift(config: Config, workspace: Workspace, folder: Path, days: Days
         return {"reason": f"{len(days.train)} training days: {LEAST_DAYS} are needed for a noise floor"}
     version, encoder = table_versions(folder)["examples"], load_encoder(folder / "features" / "encoder.json")
     table = tables.scan(workspace.table("examples"), version)
-    newest, history = (
+    newest, training, validation = (
         [_day_counts(table.filter(pl.col("date") == day), encoder) for day in part]
-        for part in (days.test[-1:], days.train)
+        for part in (days.test[-1:], days.train, days.validation)
     )
+    history = [*training, *validation]
     measured = {
         name: _column(config.watch, encoder, name, newest[0][name], [day[name] for day in history])
         for name in newest[0]
@@ -112,7 +119,7 @@ def feature_drift(config: Config, workspace: Workspace, folder: Path, days: Days
         if found is not None
     ]
     empty = [name for name, found in measured.items() if found is None]
-    shares = [_shares(encoder, name, newest[0][name], [day[name] for day in history]) for name in newest[0]]
+    shares = [_shares(encoder, name, newest[0][name], [day[name] for day in training]) for name in newest[0]]
     return {"days": len(history), "columns": by_excess(columns), "shares": shares, "without_values": empty}
 
 

@@ -23,7 +23,7 @@ class Watch(Section):
     max_behind_days: Annotated[int, Field(ge=0)] = Field(
         default=0, description="days that the live lists may lie before the day that the newest data allow"
     )
-    floor_quantile: Share = Field(default=0.95, description="of the training days' own divergence: the noise floor")
+    floor_quantile: Share = Field(default=0.95, description="of earlier days' own divergence: the noise floor")
     top_values: Positive = Field(default=50, description="most frequent values of a column that are told apart")
     min_drift: Rate = Field(default=0.01, description="bits of divergence above the floor from which drift alarms")
     max_share_increase: Share = Field(

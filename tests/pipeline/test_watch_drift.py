@@ -58,18 +58,25 @@ def test_samples_of_one_distribution_have_no_divergence_on_average_whatever_thei
         assert abs(np.mean(draws)) < bias / 10
 
 
-def test_the_floor_is_what_history_days_differ_by() -> None:
+def test_the_floor_is_what_history_days_differ_by_from_those_before_them() -> None:
     history = np.stack([_counts(0.5, 0.5), _counts(0.5, 0.5), _counts(0.6, 0.4), _counts(0.4, 0.6)])
     found = divergence(_counts(0.55, 0.45), history, 1.0)
-    apart = jensen_shannon(history[3], history[:3].sum(axis=0))
-    # the day at 0.4 against the others at 0.5333
-    m = (0.4 + 1.6 / 3) / 2
-    entropy = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in (m, 0.4, 1.6 / 3)]
+    apart = jensen_shannon(history[3], history[1:3].sum(axis=0))
+    # the day at 0.4 against the two before it at 0.55
+    m = (0.4 + 0.55) / 2
+    entropy = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in (m, 0.4, 0.55)]
     assert apart == pytest.approx(entropy[0] - (entropy[1] + entropy[2]) / 2, abs=1e-9)
     assert found["floor"] == pytest.approx(apart)
+    assert found["divergence"] == pytest.approx(jensen_shannon(_counts(0.55, 0.45), history[2:].sum(axis=0)))
     assert found["excess"] == found["divergence"] - found["floor"]
     assert found["excess"] < 0
     assert divergence(_counts(0.9, 0.1), history, 1.0)["excess"] > 0.1
+
+
+def test_a_steady_trend_is_no_drift_and_a_jump_in_it_is() -> None:
+    days = np.stack([_counts(0.2 + 0.04 * day, 0.8 - 0.04 * day) for day in range(12)])
+    assert divergence(days[11], days[:11], 0.95)["excess"] < 0.001
+    assert divergence(days[11], days[:8], 0.95)["excess"] > 0.01
 
 
 def _encoder() -> Encoder:
@@ -131,7 +138,7 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Featurized:
 def test_planted_drift_is_flagged_and_what_has_not_drifted_is_not(drifted: Featurized) -> None:
     found = feature_drift(drifted.config, drifted.workspace, drifted.folder, drifted.days)
     excess = {one["column"]: one["excess"] for one in found["columns"]}
-    assert found["days"] == 5
+    assert found["days"] == 6
     assert min(excess["item_id"], excess["user_id"], excess["price"]) > 0.01
     assert max(excess["tags"], excess["gone"]) < 0.002
     assert [one["excess"] for one in found["columns"]] == sorted(excess.values(), reverse=True)
