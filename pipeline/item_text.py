@@ -70,26 +70,28 @@ def training_items(store: FeatureStore, days: Days, settings: Text) -> pl.DataFr
 
     click_demand says whether an item's clicks an impression, and conversion_demand whether its conversions a click,
     are above the median of its category, of all items without text.category. Counted is what was known before the
-    first day after the training days, so that no later day and no late label changes anything.
+    first day after the training days, so that no later day, no late impression and no late label changes anything.
     """
     assert settings.column is not None
     cutoff = store.plan.start_of(days.train[-1] + dt.timedelta(days=1))
+    received = tables.scan(store.interactions).filter(
+        pl.col("date").is_in(days.train), pl.col("received_time") < cutoff
+    )
     category = pl.lit("all") if settings.category is None else pl.col(settings.category)
     texts = (
         raw_features(store)
         .filter(pl.col("date").is_in(days.train))
         .select(ITEM, "date", pl.col(settings.column).list.join(" ").alias("text"), category.alias("category"))
         .unique()
+        # An item has one text a day: that of its start.
+        .join(received.select(ITEM, "date").unique(), on=[ITEM, "date"], how="semi")
         .sort("date", "text", "category")
         .group_by(ITEM, maintain_order=True)
         .last()
     )
     known = {name: pl.col(name) & (pl.col(f"{name}_known_at") < cutoff) for name in ("click", "conversion")}
-    counts = (
-        tables.scan(store.interactions)
-        .filter(pl.col("date").is_in(days.train))
-        .group_by(ITEM)
-        .agg(pl.len().alias("shown"), *(known[name].fill_null(value=False).sum().alias(name) for name in known))
+    counts = received.group_by(ITEM).agg(
+        pl.len().alias("shown"), *(known[name].fill_null(value=False).sum().alias(name) for name in known)
     )
     rates = texts.join(counts, on=ITEM).with_columns(
         pl.when(pl.col("shown") >= settings.min_impressions).then(pl.col("click") / pl.col("shown")).alias(DEMANDS[0]),

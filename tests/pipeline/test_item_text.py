@@ -132,6 +132,28 @@ def test_a_click_that_was_known_only_after_the_training_days_counts_as_none(
     assert not labels["late"].equals(made.labels())
 
 
+def test_an_impression_that_was_received_only_after_the_training_days_is_not_there(
+    made: Made, simulated_source: Path, tmp_path: Path
+) -> None:
+    day = made.days.train[-1]
+    shown = pl.read_parquet(simulated_source / "impressions" / f"{day}.parquet")
+    late = shown["item_id"].hash(1) % 3 == 0
+    times = [name for name in shown.columns if name.endswith("received_time")]
+    delayed = shown.with_columns(
+        pl.when(late).then(pl.col(name) + pl.duration(days=2)).otherwise(name) for name in times
+    )
+    found = {}
+    for name, rows in {"late": delayed, "never": shown.filter(~late)}.items():
+        source = shutil.copytree(simulated_source, tmp_path / f"source-{name}")
+        rows.write_parquet(source / "impressions" / f"{day}.parquet")
+        workspace = Workspace(tmp_path / f"workspace-{name}")
+        ingest(made.config, workspace, source)
+        featurize(made.config, workspace, made.days)
+        found[name] = Made(made.config, workspace, made.days).labels()
+    assert found["late"].equals(found["never"])
+    assert not found["late"].equals(made.labels())
+
+
 def test_labels_are_rates_above_the_median_of_the_category_by_a_plain_loop(made: Made) -> None:
     store, cutoff = open_store(made.config, made.workspace), made.days.train[-1] + dt.timedelta(days=1)
     start = plan_of(made.config).start_of(cutoff)
