@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.text import TextClassifier, TextSpec, text_loss
+from models.text import NO_LABEL, TextClassifier, TextSpec, text_loss
 
 SCORED_AT_ONCE = 4096
 
@@ -43,6 +43,7 @@ def fit_text(spec: TextSpec, training: LabelledTexts, validation: LabelledTexts,
     The global random state is left alone.
     """
     assert len(training), "no text to train on"
+    assert (validation.labels_NT != NO_LABEL).any(), "no label to tell epochs apart by"
     model = TextClassifier(spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, weight_decay=budget.weight_decay)
     order = torch.Generator().manual_seed(spec.seed)

@@ -49,7 +49,8 @@ def read_text_table(path: Path, text: str, labels: Sequence[str], time: str | No
     """Read and split a table.
 
     Raises ValueError for a file that cannot be read, for a column that is missing, repeated or of the wrong type,
-    for a label with one class or more than 1000, and for a part of the rows without text or label.
+    for a label with one class or more than 1000, for a part of the rows without text or label, and for validation
+    rows without any label that the training rows have.
     """
     frame = _read(path)
     _check_columns(frame, path, text, labels, time)
@@ -136,6 +137,11 @@ def _classes(column: pl.Series, part: NDArray[np.int64]) -> tuple[list[str], NDA
     if len(classes) > MOST_CLASSES:
         raise ValueError(
             f"label column {column.name!r} has {len(classes)} classes, expected at most {MOST_CLASSES}: is it an id?"
+        )
+    if not values.filter(part == 1).is_in(classes).any():
+        raise ValueError(
+            f"label column {column.name!r} has no value in the validation rows that the training rows have: they choose "
+            "the epoch that is kept; give a table with more rows, or another --label or --time"
         )
     codes = values.replace_strict(classes, range(len(classes)), default=len(classes), return_dtype=pl.Int64)
     return classes, codes.set(values.is_null(), NO_CLASS).to_numpy()

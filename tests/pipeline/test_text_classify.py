@@ -187,6 +187,14 @@ def test_a_table_that_cannot_serve_is_refused(
         read_text_table(tmp_path / "items.parquet", "title", labels, time)
 
 
+def test_validation_rows_of_new_classes_alone_are_refused_since_they_choose_no_epoch(tmp_path: Path) -> None:
+    kinds = _frame()["kind"].to_list()
+    frame = _frame().with_columns(kind=pl.Series([*kinds[:280], *["new", "newer"] * 20, *kinds[320:]]))
+    frame.write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match="no value in the validation rows that the training rows have"):
+        read_text_table(tmp_path / "items.parquet", "title", ["kind"], "day")
+
+
 def test_an_id_is_no_label(tmp_path: Path) -> None:
     frame = pl.DataFrame({"title": [f"t{place}" for place in range(3000)], "id": range(3000)})
     frame.write_parquet(tmp_path / "items.parquet")
