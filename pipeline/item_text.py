@@ -16,7 +16,7 @@ from features.numeric import fit_scale
 from features.plan import ITEM
 from features.text import extend_words, known_words
 from features.text_vectors import TextVectors
-from features.words import hash_share
+from features.words import hash_share, words
 from models.text import LEAST_CLASSES, NO_LABEL, TextSpec
 from models.text_fit import LabelledTexts, TextBudget, fit_text
 from pipeline import tables
@@ -52,7 +52,7 @@ def with_item_text(
     if settings.column is None:
         return encoder
     items = training_items(store, days, settings)
-    model = _fit(settings, items, config.seed)
+    model = fit_items(settings, items, config.seed)
     save_text_model(model, folder / "text")
     vectors = folded(model)
     numbers = vectors.of(items["text"]).T
@@ -101,28 +101,41 @@ def training_items(store: FeatureStore, days: Days, settings: Text) -> pl.DataFr
     return rates.with_columns(above).select(ITEM, "text", "category", *DEMANDS).sort(ITEM).collect()
 
 
-def _fit(settings: Text, items: pl.DataFrame, seed: int) -> TextModel:
+def fit_items(settings: Text, items: pl.DataFrame, seed: int) -> TextModel:
+    """Train the encoder on what `training_items` returns; a fifth of the texts chooses the epoch.
+
+    Items whose text has no word are left out, and so is a label that training texts do not tell apart or no validation
+    text has.
+
+    Raises:
+        ValueError: fewer than 20 items are left, or no label.
+    """
+    items = items.filter(words(items["text"]).list.len() > 0)
     labels = {name: items[name].cast(pl.String) for name in DEMANDS}
     if settings.category is not None:
         labels["category"] = items["category"]
-    classes = {name: column.drop_nulls().unique().sort().to_list() for name, column in labels.items()}
-    classes = {name: found for name, found in classes.items() if len(found) >= LEAST_CLASSES}
-    validates = torch.tensor([hash_share(text) < VALIDATION_SHARE for text in items["text"].fill_null("")])
-    if items.height < LEAST_TEXTS or not validates.any() or not classes:
+    validates = pl.Series([hash_share(text) < VALIDATION_SHARE for text in items["text"]], dtype=pl.Boolean)
+    classes = {
+        name: column.drop_nulls().unique().sort().to_list()
+        for name, column in labels.items()
+        if column.filter(validates).count() and column.filter(~validates).drop_nulls().n_unique() >= LEAST_CLASSES
+    }
+    if items.height < LEAST_TEXTS or not classes:
         raise ValueError(
             f"text.column = {settings.column!r}: {items.height} items of the training days have a text and "
             f"{list(classes)} tell them apart, expected {LEAST_TEXTS} items and one label of {list(labels)}: give "
             "more training days, lower text.min_impressions, or leave text.column out"
         )
-    words = extend_words(None, items["text"], min_count=2, max_words=items.height * MAX_TOKENS, added_on=dt.date.min)
-    vocabulary = known_words(words, max_words=words.height, hash_buckets=HASH_BUCKETS)
+    known = extend_words(None, items["text"], min_count=2, max_words=items.height * MAX_TOKENS, added_on=dt.date.min)
+    vocabulary = known_words(known, max_words=known.height, hash_buckets=HASH_BUCKETS)
     ids_NL = text_ids(items["text"], vocabulary, MAX_TOKENS)
     targets = [
         labels[name].replace_strict(found, range(len(found)), default=NO_LABEL, return_dtype=pl.Int64).to_numpy()
         for name, found in classes.items()
     ]
     labels_NT = torch.from_numpy(np.stack(targets, axis=1))
-    training, validation = (LabelledTexts(ids_NL[rows], labels_NT[rows]) for rows in (~validates, validates))
+    sides = (torch.from_numpy(rows.to_numpy().copy()) for rows in (~validates, validates))
+    training, validation = (LabelledTexts(ids_NL[rows], labels_NT[rows]) for rows in sides)
     sizes = {name: len(found) for name, found in classes.items()}
     spec = TextSpec(cardinality=vocabulary.cardinality, classes=sizes, vector_width=settings.width, seed=seed)
     return TextModel(fit_text(spec, training, validation, TextBudget()), vocabulary, MAX_TOKENS, classes)

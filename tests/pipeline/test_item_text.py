@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from features.encoding import Encoder, encode, load_encoder
+from features.words import hash_share
 from models.ranker import Ranker, predict
 from models.retriever import Retriever
 from pipeline import item_text
@@ -25,7 +26,7 @@ from pipeline.feature_store import open_store
 from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.importance import feature_groups
 from pipeline.ingest import ingest
-from pipeline.item_text import training_items, with_item_text
+from pipeline.item_text import fit_items, training_items, with_item_text
 from pipeline.pair_scorer import PairScorer
 from pipeline.scoring import Bundle, check_features, load_day
 from pipeline.served_model import RankerModel
@@ -253,6 +254,40 @@ def test_too_few_labels_are_refused(made: Made, tmp_path: Path) -> None:
     config, store = made.config.model_copy(update={"text": text}), open_store(made.config, made.workspace)
     with pytest.raises(ValueError, match=r"text.column = 'title': \d+ items .* expected 20 items and one label of"):
         with_item_text(config, store, made.days, made.encoder(), made_before=None, folder=tmp_path)
+
+
+def _items(labelled: Callable[[str], bool]) -> pl.DataFrame:
+    """Return items whose click demand is known where asked for, and whose conversion demand is known everywhere."""
+    texts = [f"red n{number}" if number % 2 else f"blue n{number}" for number in range(60)]
+    clicks = [text.startswith("red") if labelled(text) else None for text in texts]
+    conversions = [number % 3 == 0 for number in range(60)]
+    return pl.DataFrame(
+        {"item_id": texts, "text": texts, "category": "all", "click_demand": clicks, "conversion_demand": conversions},
+        schema_overrides={"click_demand": pl.Boolean},
+    )
+
+
+def test_a_label_that_no_validation_text_has_is_left_out_since_it_would_choose_no_epoch() -> None:
+    def trains(text: str) -> bool:
+        return hash_share(text) >= item_text.VALIDATION_SHARE
+
+    assert list(fit_items(Text(column="title"), _items(lambda _: True), 1).classes) == list(item_text.DEMANDS)
+    for labelled in (trains, lambda text: not trains(text)):
+        items = _items(labelled)
+        assert list(fit_items(Text(column="title"), items, 1).classes) == ["conversion_demand"]
+        nothing = items.with_columns(conversion_demand=pl.lit(None, pl.Boolean))
+        with pytest.raises(ValueError, match=r"60 items .* and \[\] tell them apart"):
+            fit_items(Text(column="title"), nothing, 1)
+
+
+def test_items_without_a_word_do_not_count_as_items_with_a_text() -> None:
+    empty = pl.int_range(pl.len()) >= 12
+    items = _items(lambda _: True).with_columns(text=pl.when(~empty).then("text").otherwise(pl.lit("?!")))
+    with pytest.raises(ValueError, match="12 items of the training days have a text"):
+        fit_items(Text(column="title"), items, 1)
+    items = items.with_columns(text=pl.when(~empty).then("text"))
+    with pytest.raises(ValueError, match="12 items of the training days have a text"):
+        fit_items(Text(column="title"), items, 1)
 
 
 @pytest.mark.parametrize(
