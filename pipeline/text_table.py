@@ -140,8 +140,8 @@ def _classes(column: pl.Series, part: NDArray[np.int64]) -> tuple[list[str], NDA
         )
     if not values.filter(part == 1).is_in(classes).any():
         raise ValueError(
-            f"label column {column.name!r} has no value in the validation rows that the training rows have: they choose "
-            "the epoch that is kept; give a table with more rows, or another --label or --time"
+            f"label column {column.name!r} has no value in the validation rows that the training rows have: they "
+            "choose the epoch that is kept; give a table with more rows, or another --label or --time"
         )
     codes = values.replace_strict(classes, range(len(classes)), default=len(classes), return_dtype=pl.Int64)
     return classes, codes.set(values.is_null(), NO_CLASS).to_numpy()

@@ -3,9 +3,8 @@
 Shapes: R pairs, L tokens of the longest text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,14 +13,10 @@ from torch import Tensor
 
 from features.words import hash_share
 from models.sequence import END, FIRST_KNOWN, PADDING, UNKNOWN
+from pipeline.text_table import READERS
 
 TEST_SHARE = 0.2
 """Of the sources, by their hash."""
-READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
-    ".csv": partial(pl.read_csv, infer_schema=False),  # a column of digits is text too
-    ".jsonl": pl.read_ndjson,
-    ".parquet": pl.read_parquet,
-}
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,8 @@ def read_pairs(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """Read text columns of a CSV, Parquet or JSON-lines file, the source first, its tokens one space apart.
 
     Raises:
-        ValueError: the file is missing, of another kind or without rows, a column is missing, or a text is missing or
-            empty.
+        ValueError: the file is missing, of another kind or without rows, a column is missing or no text, or a text is
+            missing or empty.
     """
     read = READERS.get(path.suffix)
     if read is None or not path.is_file():
@@ -77,6 +72,9 @@ def read_pairs(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         raise ValueError(f"--table {path} has no column {missing}, expected some of {frame.columns}")
     if not frame.height:
         raise ValueError(f"--table {path} has no rows")
+    kinds = {name: str(frame.schema[name]) for name in columns}
+    if nested := {name: kind for name, kind in kinds.items() if frame.schema[name].is_nested() or kind == "Binary"}:
+        raise ValueError(f"--table {path} has columns that are no text: {nested}, expected tokens apart by spaces")
     texts = {name: [" ".join((text or "").split()) for text in frame[name].cast(pl.String)] for name in columns}
     if bad := {name: column.count("") for name, column in texts.items() if "" in column}:
         raise ValueError(f"--table {path} has missing or empty texts, by column: {bad}; leave these rows out")

@@ -130,6 +130,13 @@ def test_texts_come_from_three_kinds_of_files_with_single_spaces(tmp_path: Path,
     assert read_pairs(tmp_path / name, ["b", "a"]).to_dict(as_series=False) == {"b": ["x y", "z"], "a": ["1", "2"]}
 
 
+def test_what_a_column_is_shows_anywhere_in_a_file_of_json_lines(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": [None] * 200 + ["x"], "b": ["y"] * 201})
+    frame.write_ndjson(tmp_path / "t.jsonl")
+    with pytest.raises(ValueError, match=r"missing or empty texts, by column: {'a': 200}"):
+        read_pairs(tmp_path / "t.jsonl", ["a", "b"])
+
+
 SPEC = SequenceSpec(source_vocabulary=9, targets={"a": 8, "b": 8}, width=16, heads=2, layers=1, dropout=0.1)
 
 
@@ -191,6 +198,13 @@ def test_a_table_that_cannot_be_used_is_refused(
     with pytest.raises(ValueError, match=message):
         train_translators(Translation(table, "a", targets), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("values", [[["x", "y"]], [{"x": "y"}], [b"x"]])
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: list[Any]) -> None:
+    pl.DataFrame({"a": ["1"], "b": values}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"has columns that are no text: {'b': "):
+        read_pairs(tmp_path / "t.parquet", ["a", "b"])
 
 
 def test_a_missing_or_damaged_table_and_a_folder_that_exists_are_refused(tmp_path: Path) -> None:
