@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.beam import beam_search
 from models.sequence import (
@@ -115,8 +115,8 @@ def train_translators(translation: Translation, output: Path) -> dict[str, Any]:
         output: gets `model/` and `vocabularies.json`, which `load_translator` reads, and `translate.json`.
 
     Raises:
-        ValueError: the table cannot be used, the folder exists, there are fewer than two targets, a side of the split
-            has too few sources, or sacrebleu is not installed.
+        ValueError: the table cannot be used, the folder exists, there are fewer than two targets or one that no decoder
+            can be called, a side of the split has too few sources, or sacrebleu is not installed.
     """
     _check(translation, output)
     material = _material(translation)
@@ -161,6 +161,9 @@ def _check(translation: Translation, output: Path) -> None:
     columns = [translation.source, *translation.targets]
     if len(translation.targets) < 2 or len(set(columns)) < len(columns):  # noqa: PLR2004  # one has nothing to share
         raise ValueError(f"--target names {list(translation.targets)}: expected two or more, different from the source")
+    # A decoder bears its target's name in a ModuleDict, which takes none of its own attributes' names and no dot.
+    if bad := [name for name in translation.targets if name == JOINT or "." in name or hasattr(nn.ModuleDict(), name)]:
+        raise ValueError(f"--target names {bad}, which no decoder can be called: rename these columns")
     if output.exists():
         raise ValueError(f"--output {output} exists: give a new folder, or remove it")
     require_bleu()

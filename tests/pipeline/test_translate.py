@@ -181,6 +181,7 @@ def _write(path: Path, columns: dict[str, list[str | None]]) -> Path:
     [
         ({"a": ["1"], "b": ["x"], "c": ["y"]}, ("b",), "--target names .*: expected two or more, different from"),
         ({"a": ["1"], "b": ["x"], "c": ["y"]}, ("b", "a"), "--target names .*: expected two or more, different from"),
+        ({}, ("joint", "b", "type", "fr.txt"), r"names \['joint', 'type', 'fr.txt'\], which no decoder can be called"),
         ({"a": ["1"], "b": ["x"], "c": ["y"]}, ("b", "d"), r"has no column \['d'\], expected some of"),
         ({"a": [], "b": [], "c": []}, ("b", "c"), "has no rows"),
         (
