@@ -35,7 +35,9 @@ JOINT, SEPARATE = "joint", "separate"
 BATCH = 64
 BEAM = 4
 TRANSLATED = 256
-"""Texts that are translated at once."""
+"""Texts that are translated at once, at most."""
+CELLS = 2**25
+"""Probabilities held at once when texts are translated or scored, of each place of each hypothesis: 128 MiB."""
 LEAST_TESTED = 2
 
 
@@ -65,11 +67,16 @@ class Translator:
     def translate(self, texts: Sequence[str], target: str) -> list[str]:
         """Return the likeliest translation of each text that a beam of 4 finds."""
         found: list[str] = []
-        for start in progress(range(0, len(texts), TRANSLATED), "translate"):
-            source_RLC = self.source.encode(texts[start : start + TRANSLATED], ended=False).unsqueeze(-1)
+        size = self.at_once(target, self.longest[target])
+        for start in progress(range(0, len(texts), size), "translate"):
+            source_RLC = self.source.encode(texts[start : start + size], ended=False).unsqueeze(-1)
             ids = beam_search(self.model, target, source_RLC, width=BEAM, length=self.longest[target]).ids_BWT[:, 0]
             found += self.targets[target].decode(ids)
         return found
+
+    def at_once(self, target: str, length: int) -> int:
+        """Return how many texts fit into memory with the probabilities of a beam of targets of a length."""
+        return max(1, min(TRANSLATED, CELLS // (BEAM * length * self.targets[target].size)))
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ def _score(material: _Material, made: Translator, target: str) -> Scored:
     reference_RL = testing.pairs.targets[target][:, 0]
     predicted = []
     with torch.inference_mode():
-        for rows in torch.split(torch.arange(len(reference_RL)), TRANSLATED):
+        for rows in torch.split(torch.arange(len(reference_RL)), made.at_once(target, reference_RL.shape[1])):
             memory = made.model.encode(testing.pairs.source_RLC[rows])
             logits = made.model.decode(target, memory, given_of(reference_RL[rows].unsqueeze(1)))
             predicted.append(logits.squeeze(1).argmax(-1))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.sequence import END, FIRST_KNOWN, UNKNOWN, SequenceSpec, forward_ope
 from models.serialization import weights_digest
 from pipeline.__main__ import app
 from pipeline.sequence_fit import Pairs, SequenceFit, fit_sequence
-from pipeline.translate import Translation, load_translator, train_translators
+from pipeline.translate import TRANSLATED, Translation, load_translator, train_translators
 from pipeline.translation_table import Vocabulary, is_test, read_pairs, vocabulary_of
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +200,20 @@ def test_a_table_that_cannot_be_used_is_refused(
     with pytest.raises(ValueError, match=message):
         train_translators(Translation(table, "a", targets), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_too_long_for_memory_is_refused(tmp_path: Path) -> None:
+    table = _write(tmp_path / "t.csv", {"a": ["1", "2"], "b": ["x " * 512, "x " * 513]})
+    with pytest.raises(ValueError, match=r"texts of more than 512 tokens, by column: {'b': 1}; cut them"):
+        read_pairs(table, ["a", "b"])
+
+
+def test_fewer_texts_are_translated_at_once_where_the_vocabulary_is_large(trained: Path) -> None:
+    small = load_translator(trained)
+    large = replace(small, targets={"english": Vocabulary([str(place) for place in range(30_000)])})
+    assert small.at_once("english", 20) == TRANSLATED
+    assert large.at_once("english", 60) == 4
+    assert large.at_once("english", 6000) == 1
 
 
 @pytest.mark.parametrize("values", [[["x", "y"]], [{"x": "y"}], [b"x"]])
