@@ -20,6 +20,7 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
 ) -> None:
     """Train one encoder with a classifier a label column, and separate classifiers, and compare them on later rows."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.text_classify import TextStudy, classified_rows, classify
@@ -30,11 +31,12 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
     result = classify(study, output)
     rows = classified_rows(result)
     parts = ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
-    shown = Table(title=f"{result['table']}: {parts} rows, split by {result['split_by']}", title_justify="left")
+    title = f"{result['table']}: {parts} rows, split by {result['split_by']}"
+    shown = Table(title=escape(title), title_justify="left")
     for column in rows.columns:
         shown.add_column(column, overflow="fold")
     for row in rows.iter_rows():
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console = Console(width=160)
     console.print(shown)
     cost = ", ".join(

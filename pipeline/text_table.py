@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from features.words import hash_share, words
 
-READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+READERS: dict[str, Callable[[IO[bytes]], pl.DataFrame]] = {
     ".parquet": pl.read_parquet,
     ".csv": partial(pl.read_csv, infer_schema=False),
     ".jsonl": partial(pl.read_ndjson, infer_schema_length=None),
@@ -52,7 +53,7 @@ def read_text_table(path: Path, text: str, labels: Sequence[str], time: str | No
     for a label with one class or more than 1000, for a part of the rows without text or label, and for validation
     rows without any label that the training rows have.
     """
-    frame = _read(path)
+    frame = read_table(path)
     _check_columns(frame, path, text, labels, time)
     tokens = words(frame[text])
     has_words = tokens.list.len() > 0
@@ -73,14 +74,19 @@ def read_text_table(path: Path, text: str, labels: Sequence[str], time: str | No
     )
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a file by its ending; numbers of a CSV are text.
+
+    Raises ValueError for a file that is missing, of another ending or damaged.
+    """
     reader = READERS.get(path.suffix)
     if reader is None:
         raise ValueError(f"--table {path}: expected a file that ends in one of {', '.join(READERS)}")
     if not path.is_file():
         raise ValueError(f"--table {path} does not exist: give the path of a table")
     try:
-        return reader(path)
+        with path.open("rb") as file:  # given a path, polars takes brackets for a pattern
+            return reader(file)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"--table {path} cannot be read as {path.suffix[1:]}: {error}") from error
 

@@ -30,6 +30,7 @@ def translate_train(  # noqa: PLR0913, PLR0917  # typer reads options from the s
 
 
 def _table(result: dict[str, Any]) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     pairs = result["pairs"]
@@ -38,7 +39,7 @@ def _table(result: dict[str, Any]) -> "Table":
         shown.add_column(name)
     for target, metrics in result["metrics"].items():
         for metric, found in metrics.items():
-            shown.add_row(target, metric, *(_text(found[name]) for name in ("joint", "separate", "difference")))
+            shown.add_row(escape(target), metric, *(_text(found[name]) for name in ("joint", "separate", "difference")))
     return shown
 
 

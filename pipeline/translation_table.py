@@ -13,7 +13,7 @@ from torch import Tensor
 
 from features.words import hash_share
 from models.sequence import END, FIRST_KNOWN, PADDING, UNKNOWN
-from pipeline.text_table import READERS
+from pipeline.text_table import read_table
 
 TEST_SHARE = 0.2
 """Of the sources, by their hash."""
@@ -63,13 +63,7 @@ def read_pairs(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         ValueError: the file is missing, of another kind or without rows, a column is missing or no text, or a text is
             missing, empty or longer than 512 tokens.
     """
-    read = READERS.get(path.suffix)
-    if read is None or not path.is_file():
-        raise ValueError(f"--table {path}: expected an existing file that ends in one of {sorted(READERS)}")
-    try:
-        frame = read(path)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"--table {path} cannot be read: {error}") from error
+    frame = read_table(path)
     if missing := [name for name in columns if name not in frame.columns]:
         raise ValueError(f"--table {path} has no column {missing}, expected some of {frame.columns}")
     if not frame.height:

@@ -195,6 +195,14 @@ def test_validation_rows_of_new_classes_alone_are_refused_since_they_choose_no_e
         read_text_table(tmp_path / "items.parquet", "title", ["kind"], "day")
 
 
+def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path) -> None:
+    _frame().rename({"kind": "[/b]", "day": "[red]"}).write_parquet(tmp_path / "[i].parquet")
+    arguments = ("--label", "[/b]", "--label", "demand", "--time", "[red]", "--epochs", "1")
+    printed = _classify(tmp_path / "[i].parquet", tmp_path / "out", *arguments)
+    for name in ("[/b]", "column '[red]'", "[i].parquet"):
+        assert name in printed
+
+
 def test_an_id_is_no_label(tmp_path: Path) -> None:
     frame = pl.DataFrame({"title": [f"t{place}" for place in range(3000)], "id": range(3000)})
     frame.write_parquet(tmp_path / "items.parquet")

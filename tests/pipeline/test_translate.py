@@ -223,9 +223,18 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: list[Any]) 
         read_pairs(tmp_path / "t.parquet", ["a", "b"])
 
 
+def test_a_target_that_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
+    table = _write(tmp_path / "t.csv", {"a": [f"{n}" for n in range(30)], "[/b]": ["x"] * 30, "c": ["y"] * 30})
+    columns = ["--source", "a", "--target", "[/b]", "--target", "c", "--output", str(tmp_path / "out")]
+    options = ["--epochs", "1", "--seeds", "1", "--replicates", "20"]
+    found = CliRunner().invoke(app, ["translate-train", "--table", str(table), *columns, *options])
+    assert found.exit_code == 0
+    assert "[/b]" in found.output
+
+
 def test_a_missing_or_damaged_table_and_a_folder_that_exists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    for name, message in (("t.txt", "expected an existing file that ends in"), ("bad.parquet", "cannot be read")):
+    for name, message in (("t.txt", "expected a file that ends in"), ("bad.parquet", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             train_translators(Translation(tmp_path / name, "a", ("b", "c")), tmp_path / "out")
     with pytest.raises(ValueError, match="exists: give a new folder, or remove it"):
