@@ -1,6 +1,8 @@
 """The command text-classify: its split, its figures against hand-made ones, its files, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline.text_metrics import text_metrics, text_replicates
 from pipeline.text_model import load_text_model
 from pipeline.text_table import read_text_table
 
+ROOT = Path(__file__).parents[2]
 ROWS = 400
 
 
@@ -201,6 +204,15 @@ def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path) -> 
     printed = _classify(tmp_path / "[i].parquet", tmp_path / "out", *arguments)
     for name in ("[/b]", "column '[red]'", "[i].parquet"):
         assert name in printed
+
+
+def test_what_the_first_fit_imports_does_not_count_for_the_joint_model(tmp_path: Path) -> None:
+    _frame().write_parquet(tmp_path / "items.parquet")
+    arguments = ["--table", str(tmp_path / "items.parquet"), "--text", "title", "--label", "kind", "--seeds", "1"]
+    options = ["--epochs", "1", "--replicates", "20", "--output", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-m", "pipeline", "text-classify", *arguments, *options], check=True, cwd=ROOT)
+    seconds = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["seconds"]
+    assert seconds["joint"] < seconds["separate"] + 0.4  # one label: the same fit twice
 
 
 def test_an_id_is_no_label(tmp_path: Path) -> None:
