@@ -133,6 +133,18 @@ def least_replicates(looks: int) -> int:
     return math.floor(2 * looks / SIGNIFICANCE)
 
 
+def few_replicates(replicates: int, looks: int) -> list[str]:
+    """Say that nothing can be shown where the resamples are too few for the number of looks, else nothing."""
+    least = least_replicates(looks)
+    if replicates >= least:
+        return []
+    said = (
+        f"With {replicates} resamples no p-value adjusted for {looks} figures is below 0.05: nothing can be shown, "
+        f"raise --replicates to {least} or more."
+    )
+    return [said]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number: below 0.05 keeps the chance of any false claim below 0.05 (Holm 1979).
 

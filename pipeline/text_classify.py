@@ -135,6 +135,7 @@ def _result(study: TextStudy, data: _Data, fits: Mapping[str, _Fits]) -> dict[st
         "words": len(data.vocabulary.values),
         "seeds": study.seeds,
         "epochs": study.epochs,
+        "replicates": study.replicates,
         "tasks": tasks,
         "parameters": {name: one.parameters() for name, one in fits.items()},
         "seconds": {name: round(one.seconds, 2) for name, one in fits.items()},

@@ -23,6 +23,7 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
     from rich.markup import escape
     from rich.table import Table
 
+    from pipeline.significance import few_replicates
     from pipeline.text_classify import TextStudy, classified_rows, classify
 
     study = TextStudy(
@@ -39,6 +40,8 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
         shown.add_row(*map(escape, row))
     console = Console(width=160)
     console.print(shown)
+    for line in few_replicates(replicates, rows.height):
+        console.print(line, soft_wrap=True, highlight=False)
     cost = ", ".join(
         f"{name} {result['parameters'][name]:,} weights {result['seconds'][name]:.1f} s" for name in result["seconds"]
     )

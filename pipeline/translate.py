@@ -25,7 +25,7 @@ from models.sequence import (
     save_sequence_model,
 )
 from pipeline.sequence_fit import Pairs, SequenceFit, fit_sequence
-from pipeline.significance import Replicates, contrast
+from pipeline.significance import Estimate, Replicates, contrast, holm
 from pipeline.stage import progress
 from pipeline.translation_metrics import TRANSLATION_METRICS, Scored, replicate_translations, require_bleu, score
 from pipeline.translation_table import TEST_SHARE, Vocabulary, is_test, read_pairs, vocabulary_of
@@ -265,7 +265,10 @@ def _score(material: _Material, made: Translator, target: str) -> Scored:
 
 
 def _compared(material: _Material, scored: Scores) -> dict[str, Any]:
-    """Return, by target and metric, both systems and their difference with intervals over sources and seeds."""
+    """Return, by target and metric, both systems and their difference with intervals over sources and seeds.
+
+    The p-values of the differences are adjusted together (`p_holm`).
+    """
     numbers = material.testing.frame[material.translation.source].rank("dense").cast(pl.Int64) - 1
     found: dict[str, Any] = {}
     for target, systems in scored.items():
@@ -277,8 +280,19 @@ def _compared(material: _Material, scored: Scores) -> dict[str, Any]:
         }
         terms: dict[str, list[tuple[float, Replicates]]] = {name: [(1.0, one)] for name, one in measured.items()}
         terms["difference"] = [(1.0, measured[JOINT]), (-1.0, measured[SEPARATE])]
-        estimates = {name: contrast(one, names=TRANSLATION_METRICS) for name, one in terms.items()}
-        found[target] = {
-            metric: {name: one[metric].as_dict() for name, one in estimates.items()} for metric in TRANSLATION_METRICS
-        }
+        found[target] = _bounded({name: contrast(one, names=tuple(TRANSLATION_METRICS)) for name, one in terms.items()})
+    differences = [metric["difference"] for metrics in found.values() for metric in metrics.values()]
+    for difference, adjusted in zip(differences, holm([one["p"] for one in differences]), strict=True):
+        difference["p_holm"] = adjusted
+    return found
+
+
+def _bounded(estimates: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return estimates by metric and name, their intervals cut at what the figure can be."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric, most in TRANSLATION_METRICS.items():
+        found[metric] = {name: one[metric].as_dict() for name, one in estimates.items()}
+        for name, one in found[metric].items():
+            one["low"] = max(one["low"], -most if name == "difference" else 0.0)
+            one["high"] = min(one["high"], most)
     return found

@@ -21,11 +21,14 @@ def translate_train(  # noqa: PLR0913, PLR0917  # typer reads options from the s
     """Translate a column into several by one encoder with a decoder each, held against a model each at equal cost."""
     from rich.console import Console
 
+    from pipeline.significance import few_replicates
     from pipeline.translate import Translation, train_translators
 
     result = train_translators(Translation(table, source, target, epochs, seeds, replicates), output)
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=160)).print(_table(result))
+    for line in few_replicates(replicates, sum(map(len, result["metrics"].values()))):
+        typer.echo(line)
     typer.echo(f"joint model and figures: {output}")
 
 
@@ -35,11 +38,12 @@ def _table(result: dict[str, Any]) -> "Table":
 
     pairs = result["pairs"]
     shown = Table(title=f"{pairs['training']:,} pairs to train, {pairs['test']:,} to test, {result['seeds']} seeds")
-    for name in ("target", "metric", "joint", "separate", "difference"):
+    for name in ("target", "metric", "joint", "separate", "difference", "p (Holm)"):
         shown.add_column(name)
     for target, metrics in result["metrics"].items():
         for metric, found in metrics.items():
-            shown.add_row(escape(target), metric, *(_text(found[name]) for name in ("joint", "separate", "difference")))
+            figures = [_text(found[name]) for name in ("joint", "separate", "difference")]
+            shown.add_row(escape(target), metric, *figures, f"{found['difference']['p_holm']:.3f}")
     return shown
 
 

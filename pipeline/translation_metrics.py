@@ -16,7 +16,8 @@ from models.sequence import PADDING, UNKNOWN
 from pipeline.metrics import Floats, resamples
 from pipeline.significance import Replicates
 
-TRANSLATION_METRICS = ("token_accuracy", "exact_match", "bleu")
+TRANSLATION_METRICS = {"token_accuracy": 1.0, "exact_match": 1.0, "bleu": 100.0}
+"""In order, with the most that each can be; the least is 0. Where no text has four tokens, BLEU is 0 throughout."""
 ORDERS = 4
 """Lengths of the n-grams of BLEU."""
 

@@ -77,6 +77,7 @@ def test_the_command_prints_each_task_and_the_cost(classified: tuple[Path, str])
         "split by time, column 'day'",
         "2 seeds: joint",
         "0 rows without a word",
+        "no p-value adjusted for 4 figures is below 0.05: nothing can be shown, raise --replicates to 160 or more",
     ):
         assert text in classified[1]
 

@@ -16,6 +16,7 @@ from models.sequence import END, FIRST_KNOWN, UNKNOWN, SequenceSpec, forward_ope
 from models.serialization import weights_digest
 from pipeline.__main__ import app
 from pipeline.sequence_fit import Pairs, SequenceFit, fit_sequence
+from pipeline.significance import holm
 from pipeline.translate import TRANSLATED, Translation, load_translator, train_translators
 from pipeline.translation_table import Vocabulary, is_test, read_pairs, vocabulary_of
 
@@ -43,6 +44,10 @@ def trained(numbers: Path) -> Path:
         raise found.exception
     assert found.exit_code == 0, found.output
     assert "exact_match" in found.output
+    assert (
+        "no p-value adjusted for 6 figures is below 0.05: nothing can be shown, raise --replicates to 240"
+        in found.output
+    )
     return folder
 
 
@@ -78,6 +83,19 @@ def test_each_figure_has_an_interval_and_the_difference_is_that_of_both_systems(
             assert all(one["low"] <= one["value"] <= one["high"] for one in found.values())
             joint, separate = found["joint"]["value"], found["separate"]["value"]
             assert found["difference"]["value"] == pytest.approx(joint - separate)
+
+
+def test_p_values_of_all_differences_are_adjusted_together_and_intervals_end_where_figures_do(tmp_path: Path) -> None:
+    columns = {"a": [f"{n}" for n in range(40)], "b": ["x y"] * 40, "c": [f"z {n % 2}" for n in range(40)]}
+    translation = Translation(_write(tmp_path / "t.csv", columns), "a", ("b", "c"), 3, 2, 20)
+    found = train_translators(translation, tmp_path / "out")["metrics"]
+    differences = [one["difference"] for metrics in found.values() for one in metrics.values()]
+    assert [one["p_holm"] for one in differences] == holm([one["p"] for one in differences])
+    for metrics in found.values():
+        for name, one in metrics.items():
+            most = 100 if name == "bleu" else 1
+            assert all(0 <= one[way]["low"] <= one[way]["high"] <= most for way in ("joint", "separate"))
+            assert -most <= one["difference"]["low"] <= one["difference"]["high"] <= most
 
 
 def test_separate_models_together_cost_what_the_joint_one_costs(figures: dict[str, Any], numbers: Path) -> None:
