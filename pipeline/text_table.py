@@ -116,6 +116,8 @@ def _parts_by_time(column: pl.Series) -> NDArray[np.int64]:
         times = times.str.to_datetime(time_zone="UTC", strict=False)
     if not (times.dtype.is_temporal() or times.dtype.is_numeric()):
         raise ValueError(f"time column {name!r} is {times.dtype}, expected times, numbers or ISO 8601 text")
+    if times.dtype.is_float():
+        times = times.fill_nan(None)
     if times.null_count():
         example = column.filter(times.is_null())[0]
         raise ValueError(
