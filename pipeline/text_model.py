@@ -61,15 +61,16 @@ def load_text_model(folder: Path) -> TextModel:
     path = folder / WORDS_FILE
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        vocabulary = Vocabulary(
+            values=document["words"],
+            ids=document["ids"],
+            first_bucket=document["first_bucket"],
+            buckets=document["buckets"],
+        )
+        max_tokens, classes = document["max_tokens"], document["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
-    vocabulary = Vocabulary(
-        values=document["words"],
-        ids=document["ids"],
-        first_bucket=document["first_bucket"],
-        buckets=document["buckets"],
-    )
-    sizes = {task: len(names) for task, names in document["classes"].items()}
+    sizes = {task: len(names) for task, names in classes.items()}
     if (vocabulary.cardinality, sizes) != (classifier.spec.cardinality, classifier.spec.classes):
         raise ValueError(f"{path} is not of the model beside it (words or classes differ): {REMEDY}")
-    return TextModel(classifier, vocabulary, document["max_tokens"], document["classes"])
+    return TextModel(classifier, vocabulary, max_tokens, classes)

@@ -24,10 +24,18 @@ from models.sequence import (
     load_sequence_model,
     save_sequence_model,
 )
+from models.serialization import REMEDY
 from pipeline.sequence_fit import Pairs, SequenceFit, fit_sequence
-from pipeline.significance import Estimate, Replicates, contrast, holm
+from pipeline.significance import Replicates, contrast, holm
 from pipeline.stage import progress
-from pipeline.translation_metrics import TRANSLATION_METRICS, Scored, replicate_translations, require_bleu, score
+from pipeline.translation_metrics import (
+    TRANSLATION_METRICS,
+    Scored,
+    bounded,
+    replicate_translations,
+    require_bleu,
+    score,
+)
 from pipeline.translation_table import TEST_SHARE, Vocabulary, is_test, read_pairs, vocabulary_of
 from pipeline.workspace import read_json, write_json
 
@@ -156,12 +164,20 @@ def load_translator(folder: Path) -> Translator:
     """Read the joint model that `train_translators` wrote.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing, damaged or of another model.
     """
-    kept = read_json(folder / "vocabularies.json", "translate-train")
+    path = folder / "vocabularies.json"
+    kept = read_json(path, "translate-train")
     model = load_sequence_model(folder / "model").eval()
-    vocabularies = {name: Vocabulary(tokens) for name, tokens in kept["tokens"].items()}
-    return Translator(model, vocabularies[kept["source"]], vocabularies, kept["longest"])
+    try:
+        vocabularies = {name: Vocabulary(tokens) for name, tokens in kept["tokens"].items()}
+        made = Translator(model, vocabularies[kept["source"]], vocabularies, kept["longest"])
+        sizes = made.source.size, {name: vocabularies[name].size for name in made.longest}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): {REMEDY}") from error
+    if sizes != (model.spec.source_vocabulary, model.spec.targets):
+        raise ValueError(f"{path} is not of the model beside it (vocabularies differ): {REMEDY}")
+    return made
 
 
 def _check(translation: Translation, output: Path) -> None:
@@ -280,19 +296,8 @@ def _compared(material: _Material, scored: Scores) -> dict[str, Any]:
         }
         terms: dict[str, list[tuple[float, Replicates]]] = {name: [(1.0, one)] for name, one in measured.items()}
         terms["difference"] = [(1.0, measured[JOINT]), (-1.0, measured[SEPARATE])]
-        found[target] = _bounded({name: contrast(one, names=tuple(TRANSLATION_METRICS)) for name, one in terms.items()})
+        found[target] = bounded({name: contrast(one, names=tuple(TRANSLATION_METRICS)) for name, one in terms.items()})
     differences = [metric["difference"] for metrics in found.values() for metric in metrics.values()]
     for difference, adjusted in zip(differences, holm([one["p"] for one in differences]), strict=True):
         difference["p_holm"] = adjusted
-    return found
-
-
-def _bounded(estimates: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return estimates by metric and name, their intervals cut at what the figure can be."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for metric, most in TRANSLATION_METRICS.items():
-        found[metric] = {name: one[metric].as_dict() for name, one in estimates.items()}
-        for name, one in found[metric].items():
-            one["low"] = max(one["low"], -most if name == "difference" else 0.0)
-            one["high"] = min(one["high"], most)
     return found

@@ -4,7 +4,7 @@ The only file that imports sacrebleu. Shapes: R pairs, L tokens, U sources, S se
 metrics, N sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.sequence import PADDING, UNKNOWN
 from pipeline.metrics import Floats, resamples
-from pipeline.significance import Replicates
+from pipeline.significance import Estimate, Replicates
 
 TRANSLATION_METRICS = {"token_accuracy": 1.0, "exact_match": 1.0, "bleu": 100.0}
 """In order, with the most that each can be; the least is 0. Where no text has four tokens, BLEU is 0 throughout."""
@@ -75,6 +75,17 @@ def replicate_translations(
         for counts_DU in resamples(np.ones((count, 1)), replicates, seed)
     ]
     return Replicates(whole, np.concatenate(draws))
+
+
+def bounded(estimates: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return estimates by metric and name, their intervals cut at what the figure can be."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric, most in TRANSLATION_METRICS.items():
+        found[metric] = {name: one[metric].as_dict() for name, one in estimates.items()}
+        for name, one in found[metric].items():
+            one["low"] = max(one["low"], -most if name == "difference" else 0.0)
+            one["high"] = min(one["high"], most)
+    return found
 
 
 def _by_source(sums_RN: Floats, sources: NDArray[np.int64], count: int) -> Floats:

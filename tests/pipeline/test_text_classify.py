@@ -101,6 +101,10 @@ def test_a_words_file_that_is_missing_or_of_another_model_is_refused(
     (tmp_path / "words.json").write_text(json.dumps(words | {"buckets": 7}), encoding="utf-8")
     with pytest.raises(ValueError, match="is not of the model beside it"):
         load_text_model(tmp_path)
+    for damaged in ("{}", "[]"):
+        (tmp_path / "words.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"words.json cannot be read"):
+            load_text_model(tmp_path)
 
 
 def test_two_runs_write_the_same_figures(classified: tuple[Path, str], tmp_path: Path) -> None:
@@ -180,6 +184,7 @@ Change = Callable[[pl.DataFrame], pl.DataFrame]
         (lambda frame: frame.with_columns(kind=pl.lit(None, pl.String)), ["kind"], None, "no value in the training"),
         (lambda frame: frame, ["kind"], "demand", "has no value in the validation rows, 0 of 400"),
         (lambda frame: frame.with_columns(day=pl.lit(True)), ["kind"], "day", "'day' is Boolean, expected times"),  # noqa: FBT003
+        (lambda frame: frame.with_columns(day=pl.lit(float("nan"))), ["kind"], "day", "no time, such as nan: expected"),
         (lambda frame: frame.with_columns(day=pl.lit("soon")), ["kind"], "day", "400 values that are no time, such as"),
     ],
 )

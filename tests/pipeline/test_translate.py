@@ -1,6 +1,7 @@
 """Translators: number words to near perfection, equal cost, what comes back from a folder, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -125,6 +126,16 @@ def test_a_translator_that_is_read_back_translates_alike_and_marks_no_unknown_to
     share = sum(one == other for one, other in zip(found, tested["english"], strict=True)) / tested.height
     assert share == pytest.approx(figures["metrics"]["english"]["exact_match"]["joint"]["value"])
     assert translator.source.encode(["4 x"], ended=False).tolist() == [[FIRST_KNOWN + 4, UNKNOWN]]
+
+
+def test_a_folder_whose_vocabularies_are_not_the_model_s_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "model", tmp_path / "model")
+    kept = json.loads((trained / "vocabularies.json").read_text(encoding="utf-8"))
+    kept["tokens"]["english"].append("zillion")
+    for document, message in (({}, "is damaged"), ([], "is damaged"), (kept, "is not of the model beside it")):
+        (tmp_path / "vocabularies.json").write_text(json.dumps(document), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_translator(tmp_path)
 
 
 def test_equal_sources_are_on_one_side_in_every_table_and_a_fifth_tests() -> None:
