@@ -120,10 +120,12 @@ def table(numbers: int, highest: int, seed: int) -> pl.DataFrame:
 def main(
     output: Annotated[Path, typer.Option(help="CSV file to write.")],
     numbers: Annotated[int, typer.Option(min=1)] = 3000,
-    highest: Annotated[int, typer.Option(max=LARGEST)] = 99_999,
+    highest: Annotated[int, typer.Option(min=0, max=LARGEST)] = 99_999,
     seed: int = 1,
 ) -> None:
     """Write a table of numbers in three forms."""
+    if numbers > highest + 1:
+        raise typer.BadParameter(f"{numbers} different numbers from 0 to {highest} are asked for: raise --highest")
     table(numbers, highest, seed).write_csv(output)
     typer.echo(f"{output}: {numbers:,} numbers")
 

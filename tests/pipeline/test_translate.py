@@ -70,6 +70,13 @@ def test_numbers_are_written_as_both_languages_write_them(numbers: Path) -> None
     assert written["9 9 7"] == ("nine hundred and ninety - seven", "neuf cent quatre vingt dix sept")
 
 
+def test_more_numbers_than_there_are_are_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.number_words", "--output", str(tmp_path / "n.csv"), "--highest", "99"]
+    found = subprocess.run([*command, "--numbers", "101"], check=False, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "101 different numbers from 0 to 99" in found.stderr
+
+
 def test_number_words_that_were_never_seen_are_nearly_all_right(figures: dict[str, Any]) -> None:
     for target in ("english", "french"):
         found = figures["metrics"][target]
