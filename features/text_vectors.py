@@ -44,7 +44,7 @@ class TextVectors:
         """Return the texts' vectors, N V; the words of a list are read as one text."""
         joined = (texts.list.join(" ", ignore_nulls=True) if texts.dtype == pl.List else texts).fill_null("")
         distinct = joined.unique(maintain_order=True)
-        place = joined.replace_strict(distinct, range(len(distinct)), return_dtype=pl.Int64).to_numpy()
+        place = joined.replace_strict(distinct, range(len(distinct)), return_dtype=pl.Int64).to_numpy().astype(np.int64)
         vectors_NV: NDArray[np.float64] = self._distinct(distinct)[place]
         return vectors_NV
 

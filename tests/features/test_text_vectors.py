@@ -38,6 +38,11 @@ def test_texts_without_words_have_the_vector_of_the_bias() -> None:
     np.testing.assert_allclose(found, np.tile(np.tanh([0.1, -0.1]), (4, 1)))
 
 
+def test_no_texts_have_no_vectors() -> None:
+    assert VECTORS.of(pl.Series([], dtype=pl.List(pl.String))).shape == (0, 2)
+    assert encode(pl.DataFrame(schema={"title": pl.List(pl.String)}), ENCODER).shape == (0, 3)
+
+
 def test_an_encoder_gives_the_places_of_a_texts_numbers_beside_its_codes() -> None:
     frame = pl.DataFrame({"title": [["red"], None]}, schema={"title": pl.List(pl.String)})
     found = encode(frame, ENCODER)
