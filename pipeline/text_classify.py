@@ -158,6 +158,7 @@ def _task(study: TextStudy, table: TextTable, label: str, fits: Mapping[str, _Fi
     joint, separate = (measured(fits[name].predicted[label]) for name in (JOINT, SEPARATE))
     return {
         "classes": len(table.classes[label]),
+        "training_rows": int((trained >= 0).sum()),
         "test_rows": len(labels_N),
         "test_rows_of_new_classes": int((labels_N == len(table.classes[label])).sum()),
         "majority_accuracy": float((labels_N == majority).mean()),

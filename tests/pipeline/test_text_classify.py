@@ -221,6 +221,15 @@ def test_what_the_first_fit_imports_does_not_count_for_the_joint_model(tmp_path:
     assert seconds["joint"] < seconds["separate"] + 0.4  # one label: the same fit twice
 
 
+def test_rows_without_a_label_are_told_by_the_count_of_those_with_one(tmp_path: Path) -> None:
+    kinds = _frame()["kind"].to_list()
+    frame = _frame().with_columns(kind=pl.Series([*[None] * 25, *kinds[25:-5], *["new"] * 2, *[None] * 3]))
+    frame.write_parquet(tmp_path / "items.parquet")
+    _classify(tmp_path / "items.parquet", tmp_path / "out", "--label", "kind", "--time", "day", "--epochs", "1")
+    task = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["tasks"]["kind"]
+    assert [task[name] for name in ("training_rows", "test_rows", "test_rows_of_new_classes")] == [255, 77, 2]
+
+
 def test_an_id_is_no_label(tmp_path: Path) -> None:
     frame = pl.DataFrame({"title": [f"t{place}" for place in range(3000)], "id": range(3000)})
     frame.write_parquet(tmp_path / "items.parquet")
