@@ -68,10 +68,10 @@ def classify(study: TextStudy, output: Path) -> dict[str, Any]:
 
     The folder gets result.json, which is also returned, and model/ with the joint model of seed 1.
 
-    Raises ValueError for a table that `read_text_table` refuses, and for an output that is a file.
+    Raises ValueError for a table that `read_text_table` refuses, and for an output that exists.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file: give a folder, which is made where it is missing")
+    if output.exists():
+        raise ValueError(f"--output {output} exists: give a new folder, or remove it")
     data = _prepare(read_text_table(study.table, study.text, study.labels, study.time))
     # The first optimizer imports for about a second, which would count for the joint model alone.
     torch.optim.AdamW([torch.zeros(1)])
@@ -79,7 +79,7 @@ def classify(study: TextStudy, output: Path) -> dict[str, Any]:
         JOINT: _fit(data, [list(study.labels)], study),
         SEPARATE: _fit(data, [[label] for label in study.labels], study),
     }
-    output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True)
     first = TextModel(fits[JOINT].models[0][0], data.vocabulary, MAX_TOKENS, data.table.classes)
     save_text_model(first, output / "model")
     result = _result(study, data, fits)

@@ -10,7 +10,7 @@ def text_classify(  # noqa: PLR0913, PLR0917  # typer reads options from the sig
     table: Annotated[Path, typer.Option(help="Table: .parquet, .csv or .jsonl.")],
     text: Annotated[str, typer.Option(help="Column of the texts.")],
     label: Annotated[list[str], typer.Option(help="Label column; repeat it for further tasks.")],
-    output: Annotated[Path, typer.Option(help="Folder for result.json and model/.")],
+    output: Annotated[Path, typer.Option(help="New folder for result.json and model/.")],
     time: Annotated[
         str | None, typer.Option(help="Column of times to split by; default: a hash of the text decides.")
     ] = None,

@@ -247,5 +247,5 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         read_text_table(tmp_path / "items.parquet", "title", ["kind"], None)
     (tmp_path / "out").touch()
     _frame().write_csv(tmp_path / "items.csv")
-    with pytest.raises(ValueError, match="is a file: give a folder"):
+    with pytest.raises(ValueError, match="exists: give a new folder, or remove it"):
         _classify(tmp_path / "items.csv", tmp_path / "out", "--label", "kind")
