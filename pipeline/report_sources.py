@@ -6,9 +6,10 @@ from pipeline.report_quality import Runs, Values
 
 TITLES = {"two_towers": "two towers", "sequence": "sequences", "popular": "popular items"}
 TOWERS_ALONE = (
-    "The two towers fill all candidates, and popular items what stays empty. retrieval.sources adds others; beside the "
-    "towers, sequences and popular items in the same places gained about 0.01 recall at 100 alike on KuaiRand "
-    "(benchmarks/results/2026-11-28-sequence.md), which is not worth a further model by default."
+    "The two towers fill all candidates, and popular items what stays empty. retrieval.sources adds others: sequences "
+    "and popular items in the same places gained about 0.01 recall at 100 alike on KuaiRand, nothing of it after "
+    "ranking, and lost expected conversions on the simulator (benchmarks/results/2026-11-28-sequence.md), so they are "
+    "off by default."
 )
 NO_TEXT = (
     "No text encoder of items is used: beside a title's words its vector cost 0.0026 click AUC on items younger than "
