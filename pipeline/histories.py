@@ -107,7 +107,7 @@ def encode_histories(found: pl.DataFrame, user_ids: pl.Series, coding: Coding) -
 
 
 def training_pairs(
-    interactions: pl.LazyFrame, plan: FeaturePlan, days: Sequence[dt.date], known_before: dt.date, coding: Coding
+    interactions: pl.LazyFrame, plan: FeaturePlan, days: Sequence[dt.date], known_before: dt.datetime, coding: Coding
 ) -> Pairs:
     """Return a row for each user and day with a click: the history before it, and its clicks and conversions.
 
@@ -115,17 +115,16 @@ def training_pairs(
         interactions: rows of tables/interactions.
         plan: says when days begin.
         days: whose clicks are targets.
-        known_before: labels that were not known when this day began count as none, as on the night that trains.
+        known_before: labels that were not known before this moment count as none, as on the night that trains.
         coding: of the items; a target without digits is left out.
 
     Raises:
         ValueError: no day has a click.
     """
-    cutoff = plan.start_of(known_before)
     sources, targets = [], []
     for day in days:
         frame = interactions.filter(pl.col("date") <= day)
-        rows = _targets(frame.filter(pl.col("date") == day).collect(), cutoff)
+        rows = _targets(frame.filter(pl.col("date") == day).collect(), known_before)
         if rows.height:
             sources.append(encode_histories(histories(frame, plan, day), rows["user_id"], coding))
             targets.append(rows)
@@ -137,9 +136,11 @@ def training_pairs(
     return Pairs(source_RLC, {label: _encode_targets(every[label], coding) for label in LABELS})
 
 
-def _targets(rows: pl.DataFrame, cutoff: dt.datetime) -> pl.DataFrame:
+def _targets(rows: pl.DataFrame, known_before: dt.datetime) -> pl.DataFrame:
     """Return user_id and lists of the items clicked and converted, of a click or more, at most TARGETS of each."""
-    known = {label: (pl.col(label) & (pl.col(f"{label}_known_at") < cutoff)).fill_null(value=False) for label in LABELS}
+    known = {
+        label: (pl.col(label) & (pl.col(f"{label}_known_at") < known_before)).fill_null(value=False) for label in LABELS
+    }
     return (
         rows.group_by("user_id", "item_id")
         .agg(known[label].any() for label in LABELS)

@@ -117,7 +117,7 @@ def test_targets_are_what_was_clicked_and_converted_on_the_day_and_known_before_
     )
     tables.write_days(table, [before, day], [before["date"][0], DAY], note={})
     coding = Coding(ids)
-    pairs = training_pairs(tables.scan(table), PLAN, [DAY], DAY + dt.timedelta(days=1), coding)
+    pairs = training_pairs(tables.scan(table), PLAN, [DAY], _hours(24), coding)
     digits = torch.from_numpy(coding.tokens(ITEMS)).tolist()
     nothing = [0, 0]
     assert pairs.targets["click"].tolist() == [[digits[1], digits[2]], [digits[3], nothing]]
@@ -125,4 +125,14 @@ def test_targets_are_what_was_clicked_and_converted_on_the_day_and_known_before_
     assert pairs.source_RLC[0].tolist() == pairs.source_RLC[1].tolist()
     assert pairs.source_RLC[0, :, :2].tolist() == [digits[0]]
     with pytest.raises(ValueError, match="no click from 2026-01-04 to 2026-01-04 to learn sequences from"):
-        training_pairs(tables.scan(table), PLAN, [dt.date(2026, 1, 4)], dt.date(2026, 1, 5), coding)
+        training_pairs(tables.scan(table), PLAN, [dt.date(2026, 1, 4)], _hours(48), coding)
+
+
+@pytest.mark.parametrize(("hours", "known"), [(16, False), (16.1, True), (20, True)])
+def test_the_cutoff_is_a_moment_whose_day_in_utc_may_have_begun_long_before(
+    ids: SemanticIds, tmp_path: Path, hours: float, *, known: bool
+) -> None:
+    table, coding = tmp_path / "interactions", Coding(ids)
+    tables.write_days(table, [_frame(_row("u", "b", _hours(1), _hours(16)))], [DAY], note={})
+    pairs = training_pairs(tables.scan(table), PLAN, [DAY], _hours(hours), coding)
+    assert bool(pairs.targets["conversion"].any()) == known
