@@ -50,12 +50,12 @@ LISTS = ("candidates", "scored_for")
 FEATURES = ("features/versions.json", "features/encoder.json", "features/base.json")
 STEPS = {
     "featurize": Step(tables=("interactions", "users", "items"), made=("features/*.json", "features/*.parquet")),
-    "train": Step(files=FEATURES, made=("model/training.json", "model/*/*", "control/*")),
+    "train": Step(files=FEATURES, made=("model/training.json", "model/sources.json", "model/*/*", "control/*")),
     "calibrate": Step(files=("model/training.json",), made=("model/calibration.json",)),
     "evaluate": Step(files=(*FEATURES, "model/*.json"), made=("evaluation/evaluation.json",)),
     # Which champion it met is history: one that came later is no reason to register the same model once more.
     "register": Step(files=("model/*.json", "evaluation/evaluation.json"), made=("register.json",), gate=True),
-    "retrieve": Step(files=FEATURES, made=("index/*",), champion=True),
+    "retrieve": Step(files=FEATURES, made=("index/*", "index/semantic_ids/*"), champion=True),
     "rank": Step(files=(*FEATURES, "index/*"), makes_lists=True, champion=True),
     "publish": Step(
         tables=("interactions",), files=("index/model.json", "register.json"), made=("published.json",), publishes=True

@@ -22,6 +22,7 @@ from pipeline.ingest import ingest
 from pipeline.list_quality import relevant_on
 from pipeline.register import register
 from pipeline.retrieve import Retrieval, lists_by_source, load_retrieval, make_index, retrieve_users
+from pipeline.run_record import STEPS
 from pipeline.scoring import Day, load_day, load_run_bundle
 from pipeline.serve_lists import rank, retrieve
 from pipeline.source_adds import active_users, added
@@ -96,6 +97,22 @@ def test_the_model_ships_its_sources_with_places_of_the_validation_day(made: Mad
     assert sum(told["quotas"].values()) == 20
     assert told["digests"].items() <= made.json("model/training.json")["digests"].items()
     assert [len(told["order"]), told["users"] <= 30] == [2, True]
+
+
+def test_every_file_of_sources_in_the_model_and_the_index_is_recorded_as_made(made: Made) -> None:
+    for stage, place in (("train", "model"), ("retrieve", "index")):
+        files = {
+            file.relative_to(made.folder).as_posix() for file in (made.folder / place).rglob("*") if file.is_file()
+        }
+        recorded = {
+            file.relative_to(made.folder).as_posix()
+            for pattern in STEPS[stage].made
+            for file in made.folder.glob(pattern)
+            if file.is_file()
+        }
+        assert {f"{place}/semantic_ids/semantic_ids.json"} < recorded
+        # The encoder is featurize's, and the calibration is calibrate's.
+        assert files - recorded <= {"model/encoder.json", "model/calibration.json"}
 
 
 def test_the_champion_has_them_too_and_its_lists_name_every_source_that_found_an_item(made: Made) -> None:
