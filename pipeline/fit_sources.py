@@ -54,7 +54,8 @@ def fit_sources(
         )
     active = active_users(relevant_on(workspace, day, known_before).pairs, config.retrieval.quota_users, config.seed)
     order = _learned_order(config, retriever, (day, vectors), Sources([], sequence, record), active)
-    record |= {"users": len(active.users), "quotas": quotas(order, names)}
+    width = min(config.retrieval.candidates, day.items.height)
+    record |= {"users": len(active.users), "quotas": quotas(order, names, width)}
     return Sources(order, sequence, record)
 
 

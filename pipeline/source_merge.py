@@ -27,9 +27,15 @@ class Merged:
     sources_UW: Bits
 
 
-def quotas(order: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Return the places that each source fills."""
-    return {name: BLOCK * order.count(name) for name in names}
+def quotas(order: Sequence[str], names: Sequence[str], width: int) -> dict[str, int]:
+    """Return the places that each source fills of a list so wide."""
+    places = list(zip(order, _blocks(width), strict=False))
+    return {name: sum(count for one, count in places if one == name) for name in names}
+
+
+def _blocks(width: int) -> list[int]:
+    """Return the places of each block: the last one may have fewer."""
+    return [min(BLOCK, width - start) for start in range(0, width, BLOCK)]
 
 
 def learn_order(lists: Mapping[str, Integers], relevant: Mapping[str, Pairs], width: int) -> list[str]:
@@ -49,8 +55,8 @@ def learn_order(lists: Mapping[str, Integers], relevant: Mapping[str, Pairs], wi
     weights = _Weights(relevant, 1 + max(int(items.max()) for items in lists.values()))
     state = {name: _Rest(items) for name, items in lists.items()}
     order = []
-    for _ in range(-(-width // BLOCK)):
-        offered = {name: rest.first(BLOCK) for name, rest in state.items()}
+    for places in _blocks(width):
+        offered = {name: rest.first(places) for name, rest in state.items()}
         gains = {name: weights.of(items) for name, items in offered.items()}
         order.append(max(gains, key=lambda name: gains[name]))
         for rest in state.values():

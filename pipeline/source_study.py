@@ -192,7 +192,7 @@ def _figures(
     return {
         "users": len(measured.active.users),
         "recall": recall,
-        "quotas": {name: quotas(order, MERGES[name]) for name, order in orders.items()},
+        "quotas": {name: quotas(order, MERGES[name], study.width) for name, order in orders.items()},
         "adds": {
             name: added(
                 one.items_UW, one.sources_UW, {of: bit for bit, of in enumerate(MERGES[name])}, measured.active.relevant

@@ -67,7 +67,7 @@ def test_each_block_goes_to_the_source_that_adds_most_recall() -> None:
             # Without what only fills up behind a source that has ended.
             gains[name] = _recall_by_loops(_only(chosen, [*order[:block], name]))
         assert gains[order[block]] == pytest.approx(max(gains.values()))
-    assert quotas(order, list(LISTS)) == {name: BLOCK * order.count(name) for name in LISTS}
+    assert quotas(order, list(LISTS), WIDTH) == {name: BLOCK * order.count(name) for name in LISTS}
 
 
 def _only(chosen: list[list[int]], order: list[str]) -> list[list[int]]:
@@ -82,6 +82,17 @@ def test_a_source_that_finds_nothing_fills_no_place_and_the_first_of_equals_is_t
     useful = dict.fromkeys(("first", "second"), LISTS["a"])
     relevant = {"click": (np.arange(USERS), LISTS["a"][:, 0])}
     assert learn_order({"nothing": nothing, **useful}, relevant, BLOCK) == ["first"]
+
+
+def test_the_last_block_of_a_width_that_is_no_multiple_has_the_places_that_are_left() -> None:
+    """The eleventh place is best filled by `few`: the hits of `many` come at the twelfth and thirteenth."""
+    many, few = np.arange(30)[None], np.array([[50, *range(40, 49)]])
+    relevant = {"click": (np.zeros(13, dtype=np.int64), np.array([*range(10), 50, 11, 12]))}
+    lists = {"many": many, "few": few}
+    order = learn_order(lists, relevant, BLOCK + 1)
+    assert order == ["many", "few"]
+    assert quotas(order, list(lists), BLOCK + 1) == {"many": BLOCK, "few": 1}
+    assert merge(lists, order, BLOCK + 1).items_UW[0, -1] == 50
 
 
 def test_without_a_relevant_item_in_reach_quotas_are_refused() -> None:

@@ -36,7 +36,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "simulated.toml"
 CHANGES: dict[str, Any] = {
     "source.time_zone": "Asia/Shanghai",
     "retrieval.sources": ["popular", "two_towers", "sequence"],
-    "retrieval.candidates": 20,
+    "retrieval.candidates": 25,
     "retrieval.quota_users": 30,
     "retrieval.sequence.epochs": 1,
     "retriever.epochs": 1,
@@ -94,9 +94,9 @@ def test_the_model_ships_its_sources_with_places_of_the_validation_day(made: Mad
     told = made.json("model/sources.json")
     assert told["names"] == list(SOURCES) == made.json("model/training.json")["sources"]
     assert told["learned_on"] == str(made.days.validation[-1])
-    assert sum(told["quotas"].values()) == 20
+    assert sum(told["quotas"].values()) == 25
     assert told["digests"].items() <= made.json("model/training.json")["digests"].items()
-    assert [len(told["order"]), told["users"] <= 30] == [2, True]
+    assert [len(told["order"]), told["users"] <= 30] == [3, True]
 
 
 def test_every_file_of_sources_in_the_model_and_the_index_is_recorded_as_made(made: Made) -> None:
@@ -192,13 +192,13 @@ def test_the_order_is_what_the_validation_day_gives_for_the_lists_of_that_day(ma
     start = dt.datetime.combine(made.days.test[0], dt.time(), tzinfo=dt.UTC) - dt.timedelta(hours=8)
     active = active_users(relevant_on(made.workspace, day, start).pairs, 30, made.config.seed)
     assert made.bundle.sources is not None
-    assert learn_order(lists_by_source(retrieval, active.users), active.relevant, 20) == made.bundle.sources.order
+    assert learn_order(lists_by_source(retrieval, active.users), active.relevant, 25) == made.bundle.sources.order
 
 
 def test_what_a_source_adds_is_the_recall_less_that_of_lists_without_it(made: Made) -> None:
     told = made.json("evaluation/evaluation.json")["sources"]
     assert told["users"] <= 30
-    for step, k in (("candidates", 20), ("lists", 10)):
+    for step, k in (("candidates", 25), ("lists", 10)):
         assert told[step]["k"] == k
         assert sum(share["alone"] for share in told[step]["share"].values()) <= 1.0
         for label in ("click", "conversion"):
