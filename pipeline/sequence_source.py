@@ -19,6 +19,8 @@ from pipeline.source_merge import NONE
 from pipeline.stage import progress
 
 USERS = 64
+CHOICES = 1 << 22
+"""Next ids of all hypotheses that are weighed at once: 53 bytes each, so 220 MiB."""
 BATCH = 128
 LEARNING_RATE = 2e-3
 DROPOUT = 0.1
@@ -83,14 +85,21 @@ def sequence_lists(
     """Return the items (R, K = width) of users by the blend of both decoders' probabilities, best first.
 
     Each decoder's beam is as wide as the list; an item that only one of them finds has probability 0 in the other. A
-    user without a history has no items: -1.
+    user without a history has no items: -1. Memory holds `CHOICES` choices, or those of a single user where items of
+    one code are so many.
     """
     items = np.full((len(source_RLC), width), NONE, dtype=np.int64)
     rows = torch.nonzero((source_RLC != PADDING).any(-1).any(-1)).flatten()
-    for part in progress(torch.split(rows, USERS), "decode"):
+    for part in progress(torch.split(rows, users_at_once(catalogue.trie, width)), "decode"):
         if len(part):
             items[part.numpy()] = _blended(model, catalogue, source_RLC[part], conversion_weight, width)
     return items
+
+
+def users_at_once(trie: Trie, width: int) -> int:
+    """Return how many users are decoded together: fewer where a prefix goes on in many ways, as items without features."""
+    children = int(trie.first_S.diff().max())
+    return max(1, min(USERS, CHOICES // (width * children)))
 
 
 def _blended(

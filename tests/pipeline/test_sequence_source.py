@@ -5,13 +5,13 @@ import polars as pl
 import pytest
 import torch
 
-from models.beam import beam_search
+from models.beam import beam_search, build_trie
 from models.sequence import SequenceModel
 from pipeline.histories import LABELS, Coding
 from pipeline.retrieve import NONE
 from pipeline.semantic_ids import semantic_ids_of
 from pipeline.sequence_fit import Pairs
-from pipeline.sequence_source import catalogue_of, fit_source, sequence_lists
+from pipeline.sequence_source import CHOICES, USERS, catalogue_of, fit_source, sequence_lists, users_at_once
 
 COUNT = 12
 ITEMS = pl.Series("item_id", [f"i{number:02d}" for number in range(COUNT)])
@@ -79,3 +79,12 @@ def test_a_user_without_a_history_has_no_items(model: SequenceModel) -> None:
 def test_a_day_without_an_item_that_can_be_decoded_is_refused() -> None:
     with pytest.raises(ValueError, match="no available item has digits"):
         catalogue_of(CODING, pl.Series("item_id", ["new"]))
+
+
+@pytest.mark.parametrize(("twins", "width", "users"), [(10, 200, USERS), (1_000, 200, 20), (100_000, 200, 1)])
+def test_items_of_one_code_do_not_multiply_the_memory(twins: int, width: int, users: int) -> None:
+    """64 users with lists of 200 and 5,000 items of one code took 3.3 GiB."""
+    last = torch.arange(twins) + 4
+    trie = build_trie(torch.stack([torch.full_like(last, 3), last], dim=1))
+    assert users_at_once(trie, width) == users
+    assert users == 1 or users * width * twins <= CHOICES
