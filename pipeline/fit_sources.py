@@ -77,16 +77,18 @@ def fit_sequence_source(
         epochs: passes over users and days.
 
     Returns:
-        The source, and its training: rows, epochs, weights, and the loss along it.
+        The source, and its training: rows, targets left out since their items are not available on the day and so have
+        no id, epochs, weights, and the loss along it.
     """
     (days, known_before), (day, vectors), settings = learned, items, config.retrieval.sequence
     ids = semantic_ids_of(
         day.items["item_id"], vectors, levels=settings.levels, centres=settings.centres, seed=config.seed
     )
-    pairs = training_pairs(interactions, plan_of(config), days, known_before, Coding(ids))
+    pairs, left_out = training_pairs(interactions, plan_of(config), days, known_before, Coding(ids))
     model, curve = fit_source(Coding(ids), pairs, epochs=epochs, seed=config.seed)
     weights = sum(weight.numel() for weight in model.parameters())
-    return SequenceSource(model, ids), {"rows": len(pairs), "epochs": epochs, "weights": weights, "loss": curve}
+    told = {"rows": len(pairs), "left_out": left_out, "epochs": epochs, "weights": weights, "loss": curve}
+    return SequenceSource(model, ids), told
 
 
 def _learned_order(

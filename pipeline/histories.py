@@ -108,7 +108,7 @@ def encode_histories(found: pl.DataFrame, user_ids: pl.Series, coding: Coding) -
 
 def training_pairs(
     interactions: pl.LazyFrame, plan: FeaturePlan, days: Sequence[dt.date], known_before: dt.datetime, coding: Coding
-) -> Pairs:
+) -> tuple[Pairs, dict[str, int]]:
     """Return a row for each user and day with a click: the history before it, and its clicks and conversions.
 
     Args:
@@ -117,6 +117,9 @@ def training_pairs(
         days: whose clicks are targets.
         known_before: labels that were not known before this moment count as none, as on the night that trains.
         coding: of the items; a target without digits is left out.
+
+    Returns:
+        The rows, and by label how many targets were left out.
 
     Raises:
         ValueError: no day has a click.
@@ -133,7 +136,13 @@ def training_pairs(
     length = max(part.shape[1] for part in sources)
     source_RLC = torch.cat([torch.nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in sources])
     every = pl.concat(targets)
-    return Pairs(source_RLC, {label: _encode_targets(every[label], coding) for label in LABELS})
+    encoded = {label: _encode_targets(every[label], coding) for label in LABELS}
+    left_out = {label: int(every[label].list.len().sum()) - _count(ids_RND) for label, ids_RND in encoded.items()}
+    return Pairs(source_RLC, encoded), left_out
+
+
+def _count(ids_RND: Tensor) -> int:
+    return int((ids_RND != PADDING).any(-1).sum())
 
 
 def _targets(rows: pl.DataFrame, known_before: dt.datetime) -> pl.DataFrame:

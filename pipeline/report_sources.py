@@ -37,11 +37,18 @@ def sources_section(runs: Runs) -> Section:
             Text(
                 f"Places were learned on {found['learned_on']} and are measured on {found['users']:,} users "
                 f"that clicked on the test day{of}. Without: the recall less the recall where the other sources fill "
-                "its places."
+                f"its places.{_left_out(found)}"
             )
         )
         blocks += [_table(found, step, of) for step in ("candidates", "lists")]
     return Section("Item texts and candidate sources", blocks)
+
+
+def _left_out(found: Values) -> str:
+    if "sequence" not in found or "left_out" not in found["sequence"]:
+        return ""
+    told = " and ".join(f"{count:,} {label}s" for label, count in found["sequence"]["left_out"].items())
+    return f" Sequences did not learn {told} on items that were no longer available."
 
 
 def _table(found: Values, step: str, of: str) -> Table:

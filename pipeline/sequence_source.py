@@ -97,7 +97,7 @@ def sequence_lists(
 
 
 def users_at_once(trie: Trie, width: int) -> int:
-    """Return how many users are decoded together: fewer where a prefix goes on in many ways, as items without features."""
+    """Return how many users are decoded together: fewer where many items are of one code, as those without features."""
     children = int(trie.first_S.diff().max())
     return max(1, min(USERS, CHOICES // (width * children)))
 

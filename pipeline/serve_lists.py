@@ -15,8 +15,10 @@ from pipeline.feature_plan import plan_of
 from pipeline.featurize import run_folder
 from pipeline.rank import weights_of
 from pipeline.retrieve import make_index
-from pipeline.scoring import check_features, load_bundle, load_day
+from pipeline.scoring import Day, check_features, load_bundle, load_day
+from pipeline.source_lists import undecodable_items
 from pipeline.source_merge import TOWERS
+from pipeline.sources import Sources
 from pipeline.split import Days
 from pipeline.stage import Outcome
 from pipeline.user_ranges import Loaded, Serving, forget, rank_range, retrieve_range, user_ranges
@@ -74,9 +76,13 @@ def retrieve(config: Config, workspace: Workspace, days: Days) -> Outcome:
         join_parquet([part.file for part in ranges], index / "candidates.parquet")
         (index / "spill").rmdir()
         write_json(index / "model.json", {"version": bundle.version, "scored_for": str(days.scored_for)})
-    names = [TOWERS] if bundle.sources is None else bundle.sources.names
-    notes = {"index": spec.kind, "recall": round(spec.recall, 4), "sources": "+".join(names)}
+        told = {"sources": TOWERS} if bundle.sources is None else _told(bundle.sources, day, index)
+    notes = {"index": spec.kind, "recall": round(spec.recall, 4), **told}
     return Outcome(day.users.height, found, notes)
+
+
+def _told(sources: Sources, day: Day, index: Path) -> dict[str, str | int]:
+    return {"sources": "+".join(sources.names), "undecodable_items": undecodable_items(sources, day, index)}
 
 
 def rank(config: Config, workspace: Workspace, days: Days) -> Outcome:

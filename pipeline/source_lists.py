@@ -74,6 +74,16 @@ def load_day_sequences(sources: Sources, day: Day, folder: Path) -> DaySequences
     return DaySequences(sources.sequence.model, coding, catalogue_of(coding, day.items["item_id"]), folder / HISTORIES)
 
 
+def undecodable_items(sources: Sources, day: Day, folder: Path) -> int:
+    """Return how many available items the sequence source never lists: their last digit is beyond what it knows.
+
+    Raises:
+        ValueError: as `load_day_sequences`.
+    """
+    found = load_day_sequences(sources, day, folder)
+    return 0 if found is None else day.items.height - len(found.catalogue.numbers)
+
+
 def merged_lists(lists: Mapping[str, Integers], order: list[str], width: int) -> Merged:
     """Merge sources' lists as their order says; bit s of an item's number is of source s of all."""
     if len(lists) == 1:

@@ -113,15 +113,18 @@ def test_targets_are_what_was_clicked_and_converted_on_the_day_and_known_before_
         _row("u", "c", _hours(1), _hours(30)),
         _row("u", "d", _hours(3)),
         _row("u", "d", _hours(4)),
+        _row("w", "gone", _hours(5), _hours(6)),
+        _row("w", "gone too", _hours(5)),
         _row("v", "a", _hours(30)).__or__({"date": DAY}),
     )
     tables.write_days(table, [before, day], [before["date"][0], DAY], note={})
     coding = Coding(ids)
-    pairs = training_pairs(tables.scan(table), PLAN, [DAY], _hours(24), coding)
+    pairs, left_out = training_pairs(tables.scan(table), PLAN, [DAY], _hours(24), coding)
     digits = torch.from_numpy(coding.tokens(ITEMS)).tolist()
     nothing = [0, 0]
-    assert pairs.targets["click"].tolist() == [[digits[1], digits[2]], [digits[3], nothing]]
-    assert pairs.targets["conversion"].tolist() == [[digits[1], nothing], [nothing, nothing]]
+    assert pairs.targets["click"].tolist() == [[digits[1], digits[2]], [digits[3], nothing], [nothing, nothing]]
+    assert pairs.targets["conversion"].tolist() == [[digits[1], nothing], [nothing, nothing], [nothing, nothing]]
+    assert left_out == {"click": 2, "conversion": 1}
     assert pairs.source_RLC[0].tolist() == pairs.source_RLC[1].tolist()
     assert pairs.source_RLC[0, :, :2].tolist() == [digits[0]]
     with pytest.raises(ValueError, match="no click from 2026-01-04 to 2026-01-04 to learn sequences from"):
@@ -134,5 +137,5 @@ def test_the_cutoff_is_a_moment_whose_day_in_utc_may_have_begun_long_before(
 ) -> None:
     table, coding = tmp_path / "interactions", Coding(ids)
     tables.write_days(table, [_frame(_row("u", "b", _hours(1), _hours(16)))], [DAY], note={})
-    pairs = training_pairs(tables.scan(table), PLAN, [DAY], _hours(hours), coding)
+    pairs, _ = training_pairs(tables.scan(table), PLAN, [DAY], _hours(hours), coding)
     assert bool(pairs.targets["conversion"].any()) == known

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from pipeline.register import register
 from pipeline.retrieve import Retrieval, lists_by_source, load_retrieval, make_index, retrieve_users
 from pipeline.run_record import STEPS
 from pipeline.scoring import Day, load_day, load_run_bundle
+from pipeline.semantic_ids import load_semantic_ids, save_semantic_ids
 from pipeline.serve_lists import rank, retrieve
 from pipeline.source_adds import active_users, added
-from pipeline.source_lists import source_names
+from pipeline.source_lists import source_names, undecodable_items
 from pipeline.source_merge import NONE, SOURCES, learn_order
 from pipeline.sources import load_sources
 from pipeline.train import train
@@ -146,6 +148,20 @@ def test_a_user_without_a_history_gets_no_sequence(retrieval: Retrieval) -> None
     assert (np.delete(listed, without, axis=0)[:, 0] != NONE).all()
 
 
+def test_items_whose_last_digit_the_model_does_not_know_are_counted_and_not_listed(made: Made, tmp_path: Path) -> None:
+    day, sources = made.day(made.days.scored_for), made.bundle.sources
+    assert sources is not None
+    ids = load_semantic_ids(made.folder / "index" / "semantic_ids", "retrieve")
+    twins = pl.Series("item_id", [f"twin {number}" for number in range(9)])
+    more = ids.extended(twins, np.zeros((9, ids.codebooks_LKW[0].shape[1]), dtype=np.float32))
+    save_semantic_ids(more, tmp_path / "semantic_ids")
+    day = replace(day, items=pl.concat([day.items.select("item_id"), twins.to_frame()]))
+    beyond = int((more.digits_of(twins)[:, -1] >= ids.last_digits).sum())
+    assert undecodable_items(sources, day, tmp_path) == beyond > 0
+    notes = retrieve(made.config, made.workspace, made.days).notes
+    assert notes["undecodable_items"] == 0
+
+
 def test_several_processes_give_the_same_bytes(made: Made) -> None:
     before = (made.folder / "index" / "candidates.parquet").read_bytes()
     several = made.config.model_copy(
@@ -215,6 +231,7 @@ def test_the_report_says_who_found_what(made: Made, tmp_path: Path) -> None:
     assert "Item texts and candidate sources" in text
     assert "No text encoder of items is used" in text
     assert f"Places were learned on {made.days.validation[-1]}" in text
+    assert "Sequences did not learn 0 clicks and 0 conversions on items that were no longer available." in text
 
 
 def test_sources_that_are_missing_or_changed_are_refused(made: Made, tmp_path: Path) -> None:
