@@ -42,6 +42,7 @@ def fit_sources(
         return None
     folder, known_before = run_folder(config, workspace, days), plan_of(config).start_of(days.test[0])
     day = load_day(config, workspace, folder / "features", days.validation[-1], encoder)
+    active = active_users(relevant_on(workspace, day, known_before).pairs, config.retrieval.quota_users, config.seed)
     vectors = item_vectors(retriever, day.item_codes)
     names = [name for name in SOURCES if name in config.retrieval.sources]
     record: dict[str, Any] = {"names": names, "learned_on": str(day.day)}
@@ -52,7 +53,6 @@ def fit_sources(
         sequence, record[SEQUENCE] = fit_sequence_source(
             config, log, (days.train, known_before), (day, vectors), epochs=epochs
         )
-    active = active_users(relevant_on(workspace, day, known_before).pairs, config.retrieval.quota_users, config.seed)
     order = _learned_order(config, retriever, (day, vectors), Sources([], sequence, record), active)
     width = min(config.retrieval.candidates, day.items.height)
     record |= {"users": len(active.users), "quotas": quotas(order, names, width)}

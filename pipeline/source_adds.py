@@ -42,7 +42,10 @@ def active_users(relevant: Mapping[str, Pairs], most: int, seed: int) -> Active:
     """
     users = np.unique(relevant["click"][0])
     if not len(users):
-        raise ValueError("nobody clicked on the day that candidate sources are measured on: choose another day")
+        raise ValueError(
+            "nobody clicked on the day that candidate sources are measured on: choose another day by --date or "
+            "split.validation, or set retrieval.sources = ['two_towers']"
+        )
     if len(users) > most:
         users = np.sort(np.random.default_rng(seed).permutation(users)[:most])
     return Active(users, {label: _among(users, pairs) for label, pairs in relevant.items()})

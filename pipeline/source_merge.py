@@ -117,7 +117,10 @@ class _Weights:
             pairs.append(users_in * items + numbers_in)
             weights.append(1 / of_user[users_in] / max(1, np.count_nonzero(of_user)))
         if not any(map(len, pairs)):
-            raise ValueError("no user has a relevant item that a source lists: learn quotas on another day")
+            raise ValueError(
+                "no user has a relevant item that a source lists: learn quotas on another day by --date or "
+                "split.validation, or set retrieval.sources = ['two_towers']"
+            )
         self.items = items
         self.pairs, place = np.unique(np.concatenate(pairs), return_inverse=True)
         self.weights = np.bincount(place, weights=np.concatenate(weights))
