@@ -9,7 +9,7 @@ from models.beam import beam_search, build_trie
 from models.sequence import SequenceModel
 from pipeline.histories import LABELS, Coding
 from pipeline.retrieve import NONE
-from pipeline.semantic_ids import semantic_ids_of
+from pipeline.semantic_ids import SemanticIds, semantic_ids_of
 from pipeline.sequence_fit import Pairs
 from pipeline.sequence_source import CHOICES, USERS, catalogue_of, fit_source, sequence_lists, users_at_once
 
@@ -88,3 +88,16 @@ def test_items_of_one_code_do_not_multiply_the_memory(twins: int, width: int, us
     trie = build_trie(torch.stack([torch.full_like(last, 3), last], dim=1))
     assert users_at_once(trie, width) == users
     assert users == 1 or users * width * twins <= CHOICES
+
+
+def test_items_of_eight_levels_are_told_apart_by_their_first_digits() -> None:
+    """As one integer in base 512 they overflowed: 971 of 973 items came back as others."""
+    first = np.unravel_index(np.arange(900), (30, 30))
+    digits = np.concatenate([np.stack(first, axis=1), np.ones((900, 6)), np.zeros((900, 1))], axis=1).astype(np.int32)
+    items = pl.DataFrame({"item_id": [f"i{number:03d}" for number in range(900)], "digits": digits})
+    coding = Coding(SemanticIds([np.zeros((32, 2), dtype=np.float32)] * 8, items, 252))
+    assert coding.target_vocabulary == 512
+    tokens = torch.from_numpy(coding.tokens(items["item_id"]))
+    found = catalogue_of(coding, items["item_id"]).numbers_of(torch.stack([tokens, torch.zeros_like(tokens)]))
+    assert found[0].tolist() == list(range(900))
+    assert (found[1] == NONE).all()
