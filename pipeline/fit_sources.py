@@ -97,4 +97,4 @@ def _learned_order(
     with tempfile.TemporaryDirectory() as scratch:
         save_day_sequences(config, sources, *items, Path(scratch))
         retrieval = open_retrieval(config, retriever, items, sources, Path(scratch))
-        return learn_order(lists_by_source(retrieval, active.users), active.relevant, retrieval.width)
+        return learn_order(lists_by_source(retrieval, sources.names, active.users), active.relevant, retrieval.width)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from pipeline.source_merge import NONE
+from pipeline.exact_search import NONE
 
 USERS = 512
 

@@ -180,8 +180,8 @@ def retrieve_users(retrieval: Retrieval, users: range) -> Candidates:
     The sources' lists are merged as the model's sources say; empty places are filled with popular items.
     """
     numbers = np.arange(users.start, users.stop)
-    order = [] if retrieval.sources is None else retrieval.sources.order
-    return merged_candidates(retrieval, numbers, lists_by_source(retrieval, numbers), order)
+    names, order = ([TOWERS], []) if retrieval.sources is None else (retrieval.sources.placed, retrieval.sources.order)
+    return merged_candidates(retrieval, numbers, lists_by_source(retrieval, names, numbers), order)
 
 
 def merged_candidates(
@@ -194,14 +194,14 @@ def merged_candidates(
     return Candidates(filled, merged.sources_UW | (is_filled * np.uint8(1 << SOURCES.index(POPULAR))))
 
 
-def lists_by_source(retrieval: Retrieval, users: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Return what each of the model's sources lists (U, K), by name: unseen items, -1 behind a list's end.
+def lists_by_source(retrieval: Retrieval, names: list[str], users: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Return what each of some of the model's sources lists (U, K), by name: unseen items, -1 behind a list's end.
 
     Args:
         retrieval: of the day.
+        names: of the sources.
         users: numbers, ascending.
     """
-    names = [TOWERS] if retrieval.sources is None else retrieval.sources.names
     return {name: lists_of(retrieval, name, users) for name in names}
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from models.beam import Trie, beam_search, build_trie
 from models.sequence import PADDING, SequenceModel, SequenceSpec
+from pipeline.exact_search import NONE
 from pipeline.histories import LABELS, Coding
 from pipeline.sequence_fit import Pairs, SequenceFit, fit_sequence
-from pipeline.source_merge import NONE
 from pipeline.stage import progress
 
 USERS = 64

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.exact_search import NONE
 from pipeline.metrics import Interval, user_bootstrap
 from pipeline.pair_scorer import PairScorer
 from pipeline.rank import USERS, joined, rank_users
@@ -19,7 +20,7 @@ from pipeline.ranking_metrics import recall_of_users
 from pipeline.rerank_users import load_reranker
 from pipeline.retrieve import Candidates, Retrieval, lists_by_source, load_retrieval, merged_candidates
 from pipeline.scoring import Bundle, Day
-from pipeline.source_merge import NONE, SOURCES, Bits, Integers, Pairs
+from pipeline.source_merge import SOURCES, Bits, Integers, Pairs
 from pipeline.sources import Sources
 
 Ranked = Callable[[Integers, Candidates], Candidates]
@@ -88,9 +89,8 @@ def difference_in_recall(ours: Integers, theirs: Integers, pairs: Pairs, k: int,
     of = partial(recall_of_users, relevant_users=users, relevant_items=items, k=k)
     gains_E1 = (of(lists_UK=ours)[1] - of(lists_UK=theirs)[1])[:, None]
     once = np.ones((len(gains_E1), 1))
-    return user_bootstrap(lambda counts_RE: counts_RE @ gains_E1 / len(gains_E1), once, replicates=replicates, seed=0)[
-        0
-    ]
+    found = user_bootstrap(lambda counts_RE: counts_RE @ gains_E1 / len(gains_E1), once, replicates=replicates, seed=0)
+    return found[0]
 
 
 def evaluate_sources(
@@ -141,8 +141,10 @@ def what_sources_add(
         `alone`), `added` (hits by label and source) and `without` (by label and source the recall less the recall
         where the other sources fill its places, with its interval; None where nobody has a relevant item).
     """
-    lists, bits = lists_by_source(retrieval, active.users), {name: SOURCES.index(name) for name in sources.names}
-    whole = merged_candidates(retrieval, active.users, lists, sources.order)
+    lists = lists_by_source(retrieval, sources.names, active.users)
+    bits = {name: SOURCES.index(name) for name in sources.names}
+    placed = {name: lists[name] for name in sources.placed}
+    whole = merged_candidates(retrieval, active.users, placed, sources.order)
     made = {"candidates": whole, "lists": ranked(active.users, whole)}
     others: dict[str, dict[str, Integers]] = {step: {} for step in made}
     for name in sources.names:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from models.sequence import SequenceModel
 from pipeline.config import Config
+from pipeline.exact_search import NONE
 from pipeline.feature_plan import plan_of
 from pipeline.histories import Coding, encode_histories, histories
 from pipeline.scoring import Day
 from pipeline.semantic_ids import load_semantic_ids, save_semantic_ids
 from pipeline.sequence_source import Catalogue, catalogue_of, sequence_lists
-from pipeline.source_merge import NONE, SOURCES, Bits, Integers, Merged, merge
+from pipeline.source_merge import SOURCES, Bits, Integers, Merged, merge
 from pipeline.sources import IDS, Sources
 from pipeline.workspace import write_parquet
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NONE = -1
+from pipeline.exact_search import NONE
+
 BLOCK = 10
 """Places that one source fills at a time: single places are decided by too few hits."""
 TOWERS, SEQUENCE, POPULAR = SOURCES = ("two_towers", "sequence", "popular")

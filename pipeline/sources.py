@@ -45,6 +45,11 @@ class Sources:
         """Return the names of the sources, the towers among them."""
         return list(self.record["names"])
 
+    @property
+    def placed(self) -> list[str]:
+        """Return the names of those that have a place, which alone are asked for candidates."""
+        return [name for name in self.names if name in self.order]
+
 
 def save_sources(sources: Sources, folder: Path) -> dict[str, str]:
     """Write the sources into a model's folder and return the digests of what was fitted."""

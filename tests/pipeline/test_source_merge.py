@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from pipeline.exact_search import NONE
 from pipeline.item_to_item import co_occurrence_lists
-from pipeline.source_merge import BLOCK, NONE, Integers, learn_order, merge, quotas
+from pipeline.source_merge import BLOCK, Integers, learn_order, merge, quotas
 
 GENERATOR = np.random.default_rng(11)
 USERS, ITEMS, WIDTH = 7, 60, 3 * BLOCK

@@ -16,6 +16,7 @@ from pipeline.calibrate import calibrate
 from pipeline.config import load_config
 from pipeline.engine import open_engine
 from pipeline.evaluate import evaluate
+from pipeline.exact_search import NONE
 from pipeline.featurize import days_of, featurize, run_folder
 from pipeline.fit_sources import fit_sources
 from pipeline.html_report import write_run_report
@@ -29,7 +30,7 @@ from pipeline.semantic_ids import load_semantic_ids, save_semantic_ids
 from pipeline.serve_lists import rank, retrieve
 from pipeline.source_adds import active_users, added
 from pipeline.source_lists import source_names, undecodable_items
-from pipeline.source_merge import NONE, SOURCES, learn_order
+from pipeline.source_merge import SOURCES, learn_order
 from pipeline.sources import load_sources
 from pipeline.train import train
 from pipeline.workspace import Workspace
@@ -87,9 +88,12 @@ def made(simulated_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
 
 @pytest.fixture(scope="module")
 def retrieval(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Retrieval:
+    """Return what retrieves with a place for each source, whatever so small a validation day gave them."""
     folder, day = tmp_path_factory.mktemp("index"), made.day(made.days.scored_for)
     make_index(made.config, made.bundle, day, folder)
-    return load_retrieval(made.config, made.bundle, day, folder)
+    loaded = load_retrieval(made.config, made.bundle, day, folder)
+    assert loaded.sources is not None
+    return replace(loaded, sources=replace(loaded.sources, order=list(SOURCES)))
 
 
 def test_the_model_ships_its_sources_with_places_of_the_validation_day(made: Made) -> None:
@@ -117,32 +121,44 @@ def test_every_file_of_sources_in_the_model_and_the_index_is_recorded_as_made(ma
         assert files - recorded <= {"model/encoder.json", "model/calibration.json"}
 
 
-def test_the_champion_has_them_too_and_its_lists_name_every_source_that_found_an_item(made: Made) -> None:
+def test_the_champion_has_them_too_and_its_lists_name_the_sources_with_a_place(made: Made) -> None:
     lists = tables.scan(made.workspace.table("candidates")).collect()
     named = {name for names in lists["source"].unique() for name in names.split("+")}
-    assert named == set(SOURCES)
-    assert lists["source"].str.contains_any(["+"]).any(), "an item that two sources found"
+    told = made.json("model/sources.json")
+    assert named == {*told["order"], "popular"}, "popular items fill what stays empty"
 
 
 def test_a_source_is_named_for_an_item_exactly_where_its_own_list_has_it(retrieval: Retrieval) -> None:
     users = np.arange(retrieval.day.users.height)
-    own = lists_by_source(retrieval, users)
+    assert retrieval.sources is not None
+    placed = retrieval.sources.placed
+    own = lists_by_source(retrieval, placed, users)
     found = retrieve_users(retrieval, range(len(users)))
     names = source_names(found.sources)
-    filled = 0
+    assert {name for told in np.unique(names) for name in told.split("+")} == {*SOURCES}
+    assert any("+" in told for told in np.unique(names)), "an item that two sources found"
     for user, items in enumerate(found.items):
         for item, told in zip(items, names[user], strict=True):
-            held = [name for name in SOURCES if item != NONE and item in own[name][user]]
-            filled += told == "popular" and not held
+            held = [name for name in placed if item != NONE and item in own[name][user]]
             assert told == ("+".join(held) or ("popular" if item != NONE else ""))
     pairs = np.arange(len(users))[:, None] * retrieval.day.items.height + found.items
     assert not np.isin(pairs[found.items != NONE], retrieval.day.seen).any()
 
 
+def test_a_source_without_a_place_is_not_asked(retrieval: Retrieval) -> None:
+    assert retrieval.sources is not None
+    towers = replace(retrieval.sources, order=["two_towers"] * 3)
+    alone = replace(retrieval, sources=None, sequences=None)
+    users = range(retrieval.day.users.height)
+    found, expected = (retrieve_users(one, users) for one in (replace(alone, sources=towers), alone))
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_array_equal(found.sources, expected.sources)
+
+
 def test_a_user_without_a_history_gets_no_sequence(retrieval: Retrieval) -> None:
     history = retrieval.day.history.filter(pl.col("click")).collect()["user_id"].unique()
     without = np.flatnonzero(~retrieval.day.users["user_id"].is_in(history.implode()).to_numpy())
-    listed = lists_by_source(retrieval, np.arange(retrieval.day.users.height))["sequence"]
+    listed = lists_by_source(retrieval, ["sequence"], np.arange(retrieval.day.users.height))["sequence"]
     assert len(without)
     assert (listed[without] == NONE).all()
     assert (np.delete(listed, without, axis=0)[:, 0] != NONE).all()
@@ -208,7 +224,10 @@ def test_the_order_is_what_the_validation_day_gives_for_the_lists_of_that_day(ma
     start = dt.datetime.combine(made.days.test[0], dt.time(), tzinfo=dt.UTC) - dt.timedelta(hours=8)
     active = active_users(relevant_on(made.workspace, day, start).pairs, 30, made.config.seed)
     assert made.bundle.sources is not None
-    assert learn_order(lists_by_source(retrieval, active.users), active.relevant, 25) == made.bundle.sources.order
+    assert (
+        learn_order(lists_by_source(retrieval, list(SOURCES), active.users), active.relevant, 25)
+        == made.bundle.sources.order
+    )
 
 
 def test_what_a_source_adds_is_the_recall_less_that_of_lists_without_it(made: Made) -> None:
